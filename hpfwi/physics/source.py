@@ -1,0 +1,195 @@
+"""The wavelet: how the source's strength varies with time.
+
+Amplitudes are those of a line source: the equation's right-hand side f (Pa/m²) integrated over the area of the source,
+in pascal. `modelling` divides by the area of a cell, so the records do not change when the grid is refined.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.interpolate import CubicSpline
+
+from hpfwi.errors import ConfigError, DataError
+from hpfwi.physics.survey import Survey
+
+ENERGY_SHARE = 1e-4
+"""Share of a wavelet's energy that may lie above its "highest frequency"; for a Ricker wavelet that frequency is 2.5
+times the peak."""
+
+DELAY_PERIODS = 1.5
+"""Delay of a Ricker wavelet in periods of its peak frequency: at time zero its amplitude is 1e-8 of the maximum, so the
+records start from rest."""
+
+
+class SourceSettings(BaseModel):
+    """The wavelet that every source sends out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    wavelet: str = Field(
+        "ricker",
+        description='"ricker", or a file: .npy, .csv or .txt with amplitudes at the survey\'s dt_s, or two columns '
+        "time (s), amplitude.",
+    )
+    peak_hz: float = Field(8.0, gt=0, allow_inf_nan=False, description="Peak frequency of the Ricker wavelet, Hz.")
+    delay_s: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Time of the Ricker wavelet's maximum, s; None is 1.5 periods of the peak frequency.",
+    )
+    strength: float = Field(
+        1.0, allow_inf_nan=False, description="Factor on the wavelet; a Ricker of strength 1 has a maximum of 1 Pa."
+    )
+
+
+def ricker(peak_hz: float, dt_s: float, samples: int, delay_s: float) -> NDArray[np.float64]:
+    """Ricker wavelet (1 - 2a) exp(-a), a = (π peak_hz (t - delay_s))², float64[time]; its maximum is 1.
+
+    raises  ConfigError: the peak frequency is above half the Nyquist frequency of dt_s, or the maximum falls after the
+            last sample
+
+    >>> float(ricker(10.0, 0.001, 400, 0.15).max())
+    1.0
+    """
+    if peak_hz * dt_s > 0.25:
+        raise ConfigError(
+            f"peak_hz={peak_hz:g} is too high for dt_s={dt_s:g}: a Ricker wavelet needs at least 4 samples per period "
+            f"of its peak; use dt_s <= {0.25 / peak_hz:.3g} or a lower peak frequency."
+        )
+    if delay_s > (samples - 1) * dt_s:
+        raise ConfigError(
+            f"The wavelet's maximum at {delay_s:g} s comes after the last sample at {(samples - 1) * dt_s:g} s: record "
+            "longer, or use a shorter delay_s or a higher peak_hz."
+        )
+    a = (math.pi * peak_hz * (dt_s * np.arange(samples, dtype=np.float64) - delay_s)) ** 2
+    return (1 - 2 * a) * np.exp(-a)
+
+
+def read_wavelet(path: str | Path, dt_s: float, samples: int) -> NDArray[np.float64]:
+    """A wavelet from a file, float64[time] at dt_s, padded with zeros or cut to `samples`.
+
+    A file of one column holds amplitudes dt_s apart. A file of two columns holds times in seconds, increasing, and
+    amplitudes; it is resampled by a cubic spline and is zero outside the times given. Samples after the end of the
+    records are dropped: they cannot reach a receiver.
+
+    raises  DataError: the file is missing or not numeric, has another shape, NaN, times that do not increase, or zeros
+            only
+    """
+    path = Path(path)
+    table = _read_table(path)
+    if table.ndim == 2 and 1 in table.shape:
+        table = table.ravel()
+    if table.ndim == 1:
+        series = table
+    elif table.ndim == 2 and table.shape[1] == 2:
+        series = _resampled(path, table[:, 0], table[:, 1], dt_s, samples)
+    else:
+        raise DataError(
+            f"Wavelet file {path} has shape {table.shape}: it must hold one column (amplitudes dt_s={dt_s:g} s apart) "
+            "or two (time in s, amplitude)."
+        )
+    if not np.isfinite(series).all():
+        raise DataError(
+            f"Wavelet file {path} holds NaN or infinity at sample {int(np.argmin(np.isfinite(series)))}: replace it by "
+            "a finite amplitude."
+        )
+    wavelet = np.zeros(samples)
+    kept = series[:samples]
+    wavelet[: len(kept)] = kept
+    if not wavelet.any():
+        raise DataError(f"Wavelet file {path} holds zeros only within the {samples} samples of the records.")
+    return wavelet
+
+
+def _read_table(path: Path) -> NDArray[np.float64]:
+    if not path.is_file():
+        raise DataError(f"Wavelet file {path} does not exist: give a .npy, .csv or .txt file, or ricker.")
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+        if suffix in (".csv", ".txt"):
+            lines = path.read_text(encoding="utf-8").replace(",", " ").splitlines()
+            rows = [line.split("#")[0].split() for line in lines]
+            return np.array([[float(word) for word in row] for row in rows if row], dtype=np.float64)
+    except (ValueError, TypeError, OSError, EOFError) as error:
+        raise DataError(
+            f"Wavelet file {path} cannot be read as numbers ({error}): give one column of amplitudes or two columns "
+            "(time in s, amplitude), comments after #."
+        ) from error
+    raise DataError(f"Wavelet file {path} has the suffix {suffix!r}: it must be .npy, .csv or .txt.")
+
+
+def _resampled(
+    path: Path, times_s: NDArray[np.float64], amplitudes: NDArray[np.float64], dt_s: float, samples: int
+) -> NDArray[np.float64]:
+    if len(times_s) < 4:
+        raise DataError(f"Wavelet file {path} has {len(times_s)} times: at least 4 are needed to interpolate.")
+    if not (np.isfinite(times_s).all() and np.isfinite(amplitudes).all() and (np.diff(times_s) > 0).all()):
+        raise DataError(
+            f"Wavelet file {path} must hold finite numbers with times in seconds that increase from line to line."
+        )
+    wanted = dt_s * np.arange(samples, dtype=np.float64)
+    inside = (wanted >= times_s[0] - 1e-9 * dt_s) & (wanted <= times_s[-1] + 1e-9 * dt_s)
+    return np.where(inside, CubicSpline(times_s, amplitudes)(wanted), 0.0)
+
+
+def build_wavelet(settings: SourceSettings, survey: Survey) -> NDArray[np.float32]:
+    """The wavelet of every source, float32[shot, source, time], Pa; absent sources send zeros.
+
+    raises  ConfigError, DataError: see `ricker` and `read_wavelet`
+    """
+    if settings.wavelet == "ricker":
+        delay_s = DELAY_PERIODS / settings.peak_hz if settings.delay_s is None else settings.delay_s
+        series = ricker(settings.peak_hz, survey.dt_s, survey.samples, delay_s)
+    else:
+        series = read_wavelet(settings.wavelet, survey.dt_s, survey.samples)
+    present = ~np.isnan(survey.sources_m[..., 0])
+    return (settings.strength * series * present[..., None]).astype(np.float32)
+
+
+def _energy_spectrum(wavelet: ArrayLike, dt_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Frequencies (Hz) and the energy in each, summed over all traces of wavelet[..., time]."""
+    traces = np.asarray(wavelet, dtype=np.float64)
+    traces = traces.reshape(-1, traces.shape[-1])
+    if len(traces) > 1 and (traces == traces[0]).all():
+        traces = traces[:1]
+    # Four times the length: bins fine enough that a frequency is good to a per cent.
+    length = 4 * traces.shape[-1]
+    energy: NDArray[np.float64] = np.square(np.abs(np.fft.rfft(traces, length))).sum(axis=0)
+    if not energy.sum() > 0:
+        raise DataError("The wavelet is zero everywhere, so no wave leaves the sources: check strength and the file.")
+    return np.asarray(np.fft.rfftfreq(length, dt_s), dtype=np.float64), energy
+
+
+def highest_frequency_hz(wavelet: ArrayLike, dt_s: float, energy_share: float = ENERGY_SHARE) -> float:
+    """Frequency above which only `energy_share` of the wavelet's energy lies, Hz.
+
+    wavelet  float[..., time], all traces together
+
+    It decides how fine the grid must be and how often a snapshot is needed for the gradient. The default share puts
+    it at 2.5 peak frequencies for a Ricker wavelet (share 1e-2: 2.0, 1e-3: 2.3, 1e-5: 2.8).
+
+    raises  DataError: the wavelet is zero everywhere
+
+    >>> highest_frequency_hz(ricker(10.0, 0.001, 1000, 0.15), 0.001)
+    25.5
+    """
+    frequencies, energy = _energy_spectrum(wavelet, dt_s)
+    above = np.cumsum(energy[::-1])[::-1]
+    return float(frequencies[int(np.argmax(above <= energy_share * above[0]))]) or float(frequencies[-1])
+
+
+def peak_frequency_hz(wavelet: ArrayLike, dt_s: float) -> float:
+    """Frequency with the most energy, Hz, of wavelet[..., time], all traces together.
+
+    raises  DataError: the wavelet is zero everywhere
+    """
+    frequencies, energy = _energy_spectrum(wavelet, dt_s)
+    return float(frequencies[int(np.argmax(energy))])
