@@ -1,0 +1,32 @@
+"""The figures of a run, drawn from its folder alone."""
+
+from pathlib import Path
+
+from hpfwi.figures import curves, gathers, sections, style
+from hpfwi.figures.record import RunRecord
+from hpfwi.figures.style import Picture
+
+# The order of the report.
+_FIGURES = (
+    sections.models,
+    curves.curves,
+    gathers.gathers,
+    sections.profiles,
+    sections.history,
+    curves.spectra,
+    curves.diagnostics,
+    curves.cluster,
+)
+
+
+def draw_figures(record: RunRecord, folder: Path) -> list[Picture]:
+    """Draw every figure that the run has something for, write them to `folder` as PNG and return them in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    with style.look():
+        for draw in _FIGURES:
+            picture = draw(record)
+            if picture is not None:
+                style.save_png(picture.figure, folder / picture.file)
+                pictures.append(picture)
+    return pictures

@@ -1,0 +1,222 @@
+"""What a run folder says, read without running anything: the input of every figure and of the report."""
+
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpfwi.errors import DataError
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The arrays of `results.zarr`, read when asked for; whatever a run has not written yet is None.
+
+    group  the open Zarr group: model/* [z, x] in m/s, gathers/* [shot, receiver, time]
+    """
+
+    group: Any
+
+    @property
+    def spacing_m(self) -> tuple[float, float]:
+        """(dz, dx) of the model grid."""
+        dz_m, dx_m = self.group.attrs["spacing_m"]
+        return float(dz_m), float(dx_m)
+
+    @property
+    def origin_m(self) -> tuple[float, float]:
+        """Position (z, x) of the centre of cell (0, 0)."""
+        z_m, x_m = self.group.attrs.get("origin_m", (0.0, 0.0))
+        return float(z_m), float(x_m)
+
+    @property
+    def dt_s(self) -> float | None:
+        """Time step of the gathers."""
+        value = self.group.attrs.get("dt_s")
+        return None if value is None else float(value)
+
+    def array(self, path: str) -> Any | None:
+        """The Zarr array at `path`, not read yet, or None."""
+        return self.group[path] if path in self.group else None
+
+    def model(self, name: str) -> np.ndarray | None:
+        """float64[z, x] in m/s: "true", "initial", "inverted" or "best"; None where the run has none."""
+        stored = self.array(f"model/{name}")
+        return None if stored is None else np.asarray(stored[:], dtype=np.float64)
+
+    def history(self, records: Sequence[int]) -> np.ndarray:
+        """float64[record, z, x] in m/s: the chosen records of model/history, and no others are read."""
+        stored = self.group["model/history"]
+        return np.stack([np.asarray(stored[record], dtype=np.float64) for record in records])
+
+    @property
+    def history_iterations(self) -> list[int]:
+        """The iteration of every record of model/history; empty where no history is kept."""
+        numbers, stored = self.array("model/history_iteration"), self.array("model/history")
+        if numbers is None or stored is None:
+            return []
+        return [int(number) for number in numbers[: stored.shape[0]]]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder as it stands: finished, stopped or still growing."""
+
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    events: tuple[Event, ...]
+    results: Results | None
+    done: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        """The run's name: the configuration's, else the folder's."""
+        return str(self.config.get("name") or self.folder.name)
+
+    def of_kind(self, *kinds: str) -> list[Event]:
+        """The events of these kinds in the order in which they were written."""
+        return [event for event in self.events if event.get("kind") in kinds]
+
+    @cached_property
+    def iterations(self) -> list[Event]:
+        """One "iteration" event per iteration, in order; after a resume the later run of an iteration counts."""
+        return settled(self.events, "iteration")
+
+    @cached_property
+    def diagnostics(self) -> list[Event]:
+        """One "diagnostics" event per iteration, in order; after a resume the later one counts."""
+        return settled(self.events, "diagnostics")
+
+    @property
+    def planned_iterations(self) -> int | None:
+        """How many iterations the configuration asks for."""
+        return as_count(self.config.get("inversion", {}).get("iterations"))
+
+    @property
+    def iterations_per_pass(self) -> int:
+        """Iterations after which every shot has been used about once; 1 where each iteration uses all shots."""
+        survey_shots = as_count(self.config.get("survey", {}).get("shots"))
+        batch = as_count(self.config.get("inversion", {}).get("shots_per_iteration"))
+        return math.ceil(survey_shots / batch) if survey_shots and batch else 1
+
+
+def as_count(value: object) -> int | None:
+    """A positive whole number, or None for everything else.
+
+    >>> as_count(12), as_count(True), as_count("auto")
+    (12, None, None)
+    """
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def as_number(value: object) -> float | None:
+    """A finite number, or None for everything else.
+
+    >>> as_number(2), as_number(float("nan")), as_number(None)
+    (2.0, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def settled(events: Iterable[Event], kind: str) -> list[Event]:
+    """The events of one kind that still hold: one per iteration, the latest, in order of iteration.
+
+    A run that went back to a checkpoint has written some iterations twice and may have left others behind.
+
+    >>> log = [{"kind": "iteration", "iteration": i} for i in (0, 1, 2)]
+    >>> log += [{"kind": "rewind", "iteration": 0}, {"kind": "iteration", "iteration": 1, "again": True}]
+    >>> [(event["iteration"], "again" in event) for event in settled(log, "iteration")]
+    [(0, False), (1, True)]
+    """
+    latest: dict[int, Event] = {}
+    for event in events:
+        iteration = event.get("iteration")
+        if not isinstance(iteration, int):
+            continue
+        if event.get("kind") in ("rewind", "resume"):
+            latest = {number: kept for number, kept in latest.items() if number <= iteration}
+        elif event.get("kind") == kind:
+            latest[iteration] = event
+    return [latest[number] for number in sorted(latest)]
+
+
+def series(events: Iterable[Event], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(iterations int64[n], values float64[n]) of the events that hold a finite number under `key`."""
+    pairs = [(event["iteration"], value) for event in events if (value := as_number(event.get(key))) is not None]
+    return np.array([pair[0] for pair in pairs], dtype=np.int64), np.array([pair[1] for pair in pairs], dtype=float)
+
+
+def read_events(path: Path) -> tuple[Event, ...]:
+    """The events of an `events.jsonl`, oldest first; a line that a crash cut short is left out."""
+    if not path.exists():
+        return ()
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    return tuple(events)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, an empty one where the file holds something else, None where there is no file."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _open_results(path: Path) -> Results | None:
+    """The results of the folder, None where it has none (yet)."""
+    import zarr
+
+    if not (path / "zarr.json").exists():
+        return None
+    group = zarr.open_group(str(path), mode="r")
+    return Results(group) if "spacing_m" in group.attrs else None
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read a run folder, finished or not.
+
+    raises  DataError: no such folder, or it holds neither config.toml nor events.jsonl
+    """
+    config_path, events_path = folder / "config.toml", folder / "events.jsonl"
+    if not config_path.exists() and not events_path.exists():
+        raise DataError(
+            f"{folder} is not a run folder: it has neither config.toml nor events.jsonl. "
+            "Give the folder that a run printed when it started, such as runs/NAME."
+        )
+    config: dict[str, Any] = {}
+    if config_path.exists():
+        try:
+            config = tomllib.loads(config_path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise DataError(
+                f"{config_path} is not valid TOML ({error}). Restore the file that the run wrote."
+            ) from error
+    return RunRecord(
+        folder=folder,
+        config=config,
+        environment=_read_json(folder / "env.json") or {},
+        events=read_events(events_path),
+        results=_open_results(folder / "results.zarr"),
+        done=_read_json(folder / "done.json"),
+    )

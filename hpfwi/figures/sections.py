@@ -1,0 +1,217 @@
+"""Figures of the earth models: the models and their errors, their history, vertical profiles."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hpfwi.figures import style
+from hpfwi.figures.record import Results, RunRecord
+
+MPS_TO_KMPS = 1e-3
+_HISTORY_ROWS = 4
+_PROFILE_POSITIONS = (0.2, 0.4, 0.6, 0.8)
+# Sections at least this many times as wide as deep are stacked in columns, others are set side by side.
+_WIDE_RATIO = 1.7
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A section of one group; the panels of a group share limits and colour bar."""
+
+    title: str
+    values: np.ndarray
+    error_of: np.ndarray | None = None
+
+
+def mean_squared_kmps2(model_kmps: np.ndarray, true_kmps: np.ndarray) -> float:
+    """Mean over all cells of the squared velocity error, in (km/s)²."""
+    return float(np.mean((model_kmps - true_kmps) ** 2))
+
+
+def in_kmps(results: Results | None, name: str) -> np.ndarray | None:
+    """A model of the results in km/s, None where the run has none."""
+    model = None if results is None else results.model(name)
+    return None if model is None else model * MPS_TO_KMPS
+
+
+def _frame(results: Results, model: np.ndarray) -> style.Frame:
+    rows, columns = model.shape
+    return style.frame_of((rows, columns), results.spacing_m, results.origin_m)
+
+
+def _draw_groups(frame: style.Frame, velocities: Sequence[_Panel], differences: Sequence[_Panel], label: str) -> Any:
+    """Draw velocities and differences as two columns (wide sections) or as two rows, each with one colour bar."""
+    wide = frame.ratio >= _WIDE_RATIO
+    count = max(len(velocities), len(differences))
+    columns, rows = (2, count) if wide else (count, 2 if differences else 1)
+    if wide and not differences:
+        columns = 1
+    panel_width = (style.PAGE_INCHES - 0.9) / max(columns, 2)
+    panel_height = panel_width / frame.drawn_ratio
+    height = rows * (panel_height + 0.33) + (1.0 if wide else 0.5)
+    figure = style.new_figure(height, layout="compressed")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    limits = style.velocity_limits(*[panel.values for panel in velocities[:1]])
+    largest = style.symmetric_limit(*[panel.values for panel in differences]) if differences else 1.0
+    drawn = 0
+    for group, (panels, colours, span, name) in enumerate(
+        (
+            (velocities, style.VELOCITY_MAP, limits, "velocity (km/s)"),
+            (differences, style.DIFFERENCE_MAP, (-largest, largest), label),
+        )
+    ):
+        if not panels:
+            continue
+        line = list(grid[:, group]) if wide else list(grid[group, :])
+        for spare in line[len(panels) :]:
+            spare.remove()
+        used = line[: len(panels)]
+        for place, (axes, panel) in enumerate(zip(used, panels, strict=True)):
+            last = place == len(panels) - 1
+            image = style.draw_section(
+                axes,
+                panel.values,
+                frame,
+                title=f"{style.letter(drawn)} {panel.title}",
+                colours=colours,
+                limits=span,
+                outer=(group == 0 or not wide and place == 0, last if wide else group == 1 or not differences),
+            )
+            if not wide and place > 0:
+                axes.tick_params(labelleft=False)
+                axes.set_ylabel("")
+            drawn += 1
+        figure.colorbar(
+            image,
+            ax=used,
+            label=name,
+            location="bottom" if wide else "right",
+            extend=style.extends([panel.values for panel in panels], span),
+            **({"shrink": 0.7, "aspect": 32, "pad": 0.02} if wide else {"shrink": 0.9, "aspect": 18, "pad": 0.015}),
+        )
+    return figure
+
+
+def models(record: RunRecord) -> style.Picture | None:
+    """The models side by side with their errors; without a true model, the update takes the errors' place."""
+    results = record.results
+    true, initial, inverted = (in_kmps(results, name) for name in ("true", "initial", "inverted"))
+    if results is None or initial is None:
+        return None
+    velocities, differences = [], []
+    if true is not None:
+        velocities.append(_Panel("True", true))
+    velocities.append(_Panel("Initial", initial))
+    if inverted is not None:
+        velocities.append(_Panel(f"Inverted{_after(record)}", inverted))
+        differences.append(_Panel("Update: inverted − initial", inverted - initial))
+    if true is not None:
+        differences.append(
+            _Panel(f"Initial − true, MSE {mean_squared_kmps2(initial, true):.3g} (km/s)²", initial - true)
+        )
+        if inverted is not None:
+            error = mean_squared_kmps2(inverted, true)
+            differences.append(_Panel(f"Inverted − true, MSE {error:.3g} (km/s)²", inverted - true))
+    figure = _draw_groups(_frame(results, initial), velocities, differences, "difference (km/s)")
+    return style.Picture(
+        "models.png",
+        figure,
+        "Models",
+        _models_caption(true is not None, inverted is not None),
+        _models_alt(true, initial, inverted),
+    )
+
+
+def _after(record: RunRecord) -> str:
+    return f", after {record.iterations[-1]['iteration'] + 1} iterations" if record.iterations else ""
+
+
+def _models_caption(has_true: bool, has_inverted: bool) -> str:
+    colours = "All velocity panels share one colour scale, all difference panels another; red is too fast. "
+    if not has_inverted:
+        return colours + "The run has not stored an inverted model yet."
+    if not has_true:
+        return colours + (
+            "No true model is known. Look for layers in the update that continue across shots; "
+            "rings around the sources or stripes at the edges are artefacts."
+        )
+    return colours + (
+        "Look at whether the inverted error is paler than the initial one, and where colour is left: usually in the deep "
+        "part and at the sides, where few waves pass."
+    )
+
+
+def _models_alt(true: np.ndarray | None, initial: np.ndarray, inverted: np.ndarray | None) -> str:
+    parts = [
+        f"the {name} model from {model.min():.2f} to {model.max():.2f} km/s"
+        for name, model in (("true", true), ("initial", initial), ("inverted", inverted))
+        if model is not None
+    ]
+    return "Velocity sections: " + ", ".join(parts) + "; beside them their differences."
+
+
+def history(record: RunRecord) -> style.Picture | None:
+    """Four records of the model over the iterations, each with what is still wrong (or has changed)."""
+    results = record.results
+    if results is None or len(results.history_iterations) < 2:
+        return None
+    iterations = results.history_iterations
+    chosen = sorted({round(place) for place in np.linspace(0, len(iterations) - 1, _HISTORY_ROWS)})
+    stack = results.history(chosen) * MPS_TO_KMPS
+    true, initial = in_kmps(results, "true"), in_kmps(results, "initial")
+    reference = true if true is not None else initial if initial is not None else stack[0]
+    kind = "true" if true is not None else "initial"
+    velocities = [_Panel(f"Iteration {iterations[place]}", model) for place, model in zip(chosen, stack, strict=True)]
+    differences = [
+        _Panel(f"Iteration {iterations[place]} − {kind}", model - reference)
+        for place, model in zip(chosen, stack, strict=True)
+    ]
+    figure = _draw_groups(_frame(results, stack[0]), velocities, differences, f"difference to the {kind} model (km/s)")
+    caption = (
+        "The model on its way, and its error. Healthy runs fix the shallow part first and then deepen; an error that grows "
+        "while the misfit falls points to cycle skipping."
+        if true is not None
+        else "The model on its way, and how far it has moved from its start."
+    )
+    shown = ", ".join(str(iterations[place]) for place in chosen)
+    return style.Picture(
+        "history.png",
+        figure,
+        "History of the model",
+        caption,
+        f"Velocity sections at iterations {shown} beside their difference to the {kind} model.",
+    )
+
+
+def profiles(record: RunRecord) -> style.Picture | None:
+    """Velocity against depth at four positions: true, initial and inverted."""
+    results = record.results
+    initial = in_kmps(results, "initial")
+    if results is None or initial is None:
+        return None
+    frame = _frame(results, initial)
+    roles = (("true", style.TRUE_LINE), ("initial", style.INITIAL_LINE), ("inverted", style.INVERTED_LINE))
+    columns = sorted({round(share * (initial.shape[1] - 1)) for share in _PROFILE_POSITIONS})
+    depths = (results.origin_m[0] + np.arange(initial.shape[0]) * results.spacing_m[0]) * frame.per_metre
+    figure = style.new_figure(4.3)
+    axes_row = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
+    for place, (axes, column) in enumerate(zip(axes_row, columns, strict=True)):
+        for name, line in roles:
+            model = in_kmps(results, name)
+            if model is not None:
+                axes.plot(model[:, column], depths, label=name, **line)
+        distance = (results.origin_m[1] + column * results.spacing_m[1]) * frame.per_metre
+        style.line_axes(axes, f"{style.letter(place)} at {distance:.4g} {frame.unit}", "velocity (km/s)", "")
+    axes_row[0].set_ylabel(f"depth ({frame.unit})")
+    axes_row[0].set_ylim(depths[-1], depths[0])
+    axes_row[0].legend(loc="lower left")
+    return style.Picture(
+        "profiles.png",
+        figure,
+        "Vertical profiles",
+        "Velocity against depth. Look at whether interfaces sit at the right depth, and at which depth the inverted curve "
+        "falls back to the initial one: below it the data said nothing.",
+        f"Velocity against depth at {len(columns)} positions along the line for the models that the run has.",
+    )
