@@ -1,0 +1,135 @@
+"""Who holds what: the account of one iteration, keyed (iteration, item). No processes, no clocks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hpfwi_cluster import fixed_point
+from hpfwi_cluster.errors import ClusterError, ItemFailed
+from hpfwi_cluster.failure import Decision, after_exception
+from hpfwi_cluster.shares import dearest_first
+
+
+@dataclass(frozen=True)
+class ItemReport:
+    """What a rank says about an item it was asked to compute and add.
+
+    largest     exponent of the item's largest magnitude, None if it is all zeros
+    failure     None, or one clause saying why there is no result
+    final       trying again cannot help
+    """
+
+    item: int
+    largest: int | None
+    shape: tuple[int, ...]
+    scalars: dict[str, float]
+    failure: str | None = None
+    final: bool = False
+
+
+class Ledger:
+    """The items of one iteration: waiting, in flight at a worker, or held in a worker's local sum."""
+
+    def __init__(self, iteration: int, items: Sequence[int], costs: Sequence[float], item_tries: int) -> None:
+        self.iteration = iteration
+        self.items = dearest_first(items, costs)
+        self.item_tries = item_tries
+        self.scalars: dict[int, dict[str, float]] = {}
+        self.shape: tuple[int, ...] | None = None
+        self._waiting: deque[int] = deque(self.items)
+        self._flying: dict[int, set[int]] = {}
+        self._held: dict[int, set[int]] = {}
+        self._largest: dict[int, int | None] = {}
+        self._tries: dict[int, int] = {}
+
+    def take(self, worker: int) -> int | None:
+        """Hand the next waiting item to a worker; None if nothing waits."""
+        if not self._waiting:
+            return None
+        item = self._waiting.popleft()
+        self._flying.setdefault(worker, set()).add(item)
+        return item
+
+    def take_probe(self, worker: int) -> int:
+        """Hand the item of lowest id to a worker, to learn its magnitude before anything is added."""
+        item = min(self.items)
+        self._waiting.remove(item)
+        self._flying.setdefault(worker, set()).add(item)
+        return item
+
+    def in_flight(self, worker: int) -> int:
+        """Return how many items the worker has been handed and not reported."""
+        return len(self._flying.get(worker, ()))
+
+    def report(self, worker: int, report: ItemReport) -> None:
+        """Book what a worker said about an item in its hands.
+
+        A report about an item that is not in this worker's hands is a ClusterError: its sum would count twice.
+        raises ItemFailed when the item is to be given up
+        """
+        if report.item not in self._flying.get(worker, ()):
+            raise ClusterError(
+                f"Worker {worker} reported item {report.item} of iteration {self.iteration} without holding it; "
+                "this is a defect of the group, nothing was applied."
+            )
+        self._flying[worker].discard(report.item)
+        self._judge(report)
+        if report.failure is not None:
+            self._waiting.append(report.item)
+            return
+        self._held.setdefault(worker, set()).add(report.item)
+        self._largest[report.item] = report.largest
+        self.scalars[report.item] = report.scalars
+
+    def report_probe(self, worker: int, report: ItemReport) -> int | None:
+        """Book a probe, which is next in the queue again; return the exponent it suggests, None if it failed."""
+        self._flying[worker].discard(report.item)
+        self._judge(report)
+        self._waiting.appendleft(report.item)
+        return fixed_point.with_headroom(report.largest) if report.failure is None else None
+
+    def lose(self, worker: int) -> tuple[list[int], list[int]]:
+        """Take everything away from a lost worker; return (all items back in the queue, those of them in flight)."""
+        flying = self._flying.pop(worker, set())
+        back = sorted(flying | self._held.pop(worker, set()), key=self.items.index)
+        self._waiting.extendleft(reversed(back))
+        return sorted(back), sorted(flying)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every item is held in the local sum of a worker that lives."""
+        return sum(len(held) for held in self._held.values()) == len(self.items)
+
+    @property
+    def largest(self) -> int | None:
+        """The largest exponent over all items; None if all are zeros."""
+        return max((e for e in self._largest.values() if e is not None), default=None)
+
+    def start_again(self) -> None:
+        """Put all items back into the queue, for a sum on another scale."""
+        self._waiting = deque(self.items)
+        self._held.clear()
+
+    def quantum(self, exponent: int) -> int:
+        """Return the exponent of one unit of the sum of these items."""
+        return fixed_point.quantum_exponent(exponent, len(self.items))
+
+    def _judge(self, report: ItemReport) -> None:
+        if report.failure is not None:
+            tries = self._tries[report.item] = self._tries.get(report.item, 0) + 1
+            if after_exception(tries, self.item_tries, final=report.final) is Decision.GIVE_UP:
+                often = "" if report.final else f" on {tries} of {self.item_tries} tries"
+                raise ItemFailed(
+                    f"Item {report.item} failed in iteration {self.iteration}{often}: {report.failure}. "
+                    "Nothing was applied in this iteration."
+                )
+            return
+        if self.shape is None:
+            self.shape = report.shape
+        if report.shape != self.shape:
+            raise ItemFailed(
+                f"Item {report.item} of iteration {self.iteration} has shape {report.shape}, others have {self.shape}; "
+                "all items of an iteration must have one shape. Nothing was applied."
+            )

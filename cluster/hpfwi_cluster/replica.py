@@ -1,0 +1,171 @@
+"""One rank's task together with its local sum: the same code inline and in a worker process."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from hpfwi_cluster import fixed_point
+from hpfwi_cluster.ledger import ItemReport
+from hpfwi_cluster.tasks import ItemResult, State, Task
+
+
+def sentence_of(error: BaseException) -> str:
+    """Return an exception as one clause, its type and its text, without a closing full stop."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class Replica:
+    """A task, the fixed-point sum of the items it has computed, and the set of those items."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._lock = threading.Lock()
+        self._iteration: int | None = None
+        self._sum_id: int | None = None
+        self._sum: np.ndarray | None = None
+        self._added: dict[int, ItemReport] = {}
+        self._probe: tuple[int, ItemResult] | None = None
+        self._busy = _BusyClock()
+
+    def begin(self, iteration: int) -> None:
+        """Start an iteration; whatever the last one left is dropped."""
+        self._iteration, self._sum_id, self._sum, self._probe = iteration, None, None, None
+        self._added.clear()
+        self._busy.reset()
+        self.task.begin(iteration)
+
+    def compute(self, item: int, sum_id: int, exponent: int | None, quantum: int) -> ItemReport:
+        """Compute an item and add it to the sum `sum_id`, starting that sum if it is new.
+
+        With exponent None the item is kept instead of added, to learn its magnitude. An item larger than the exponent
+        allows is reported and not added. Asking twice adds once. A failing task is reported, never raised.
+        """
+        with self._lock:
+            self._open(sum_id)
+            if item in self._added:
+                return self._added[item]
+            kept = None
+            if self._probe is not None and self._probe[0] == item:
+                kept, self._probe = self._probe[1], None
+        try:
+            with self._busy:
+                result = kept if kept is not None else self.task.compute(item)
+            report = _inspect(item, result)
+        except Exception as error:  # whatever the task raises is the driver's to decide about
+            return ItemReport(item, None, (), {}, failure=sentence_of(error))
+        if report.failure is not None:
+            return report
+        with self._lock:
+            if exponent is None:
+                self._probe = (item, result)
+            elif self._sum_id == sum_id and item not in self._added:
+                if report.largest is not None and report.largest <= exponent:
+                    if self._sum is None:
+                        self._sum = np.zeros(report.shape, np.int64)
+                    fixed_point.add(self._sum, result.array, quantum)
+                self._added[item] = report
+        return report
+
+    def local_sum(self, sum_id: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Return a copy of this rank's sum: int64, zeros if it has added nothing to `sum_id`."""
+        with self._lock:
+            if self._sum_id != sum_id or self._sum is None:
+                return np.zeros(shape, np.int64)
+            return self._sum.copy()
+
+    def finish(self, iteration: int, total: np.ndarray) -> float:
+        """Advance the task by the total; return the seconds in which this rank computed an item."""
+        self.task.finish(iteration, total)
+        self._sum = None
+        return self._busy.seconds()
+
+    def state(self) -> State:
+        """Return copies of the task's state."""
+        return {name: np.array(value, copy=True) for name, value in self.task.state().items()}
+
+    def load_state(self, state: State) -> None:
+        """Hand writable copies of a state to the task."""
+        self.task.load_state({name: np.array(value, copy=True) for name, value in state.items()})
+
+    def digest(self) -> str:
+        """Return a hash over names, types, shapes and bytes of the state."""
+        total = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(self.task.state().items()):
+            array = np.ascontiguousarray(value)
+            total.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            total.update(array.tobytes())
+        return total.hexdigest()
+
+    def _open(self, sum_id: int) -> None:
+        if self._sum_id != sum_id:
+            self._sum_id, self._sum = sum_id, None
+            self._added.clear()
+
+
+def _inspect(item: int, result: ItemResult) -> ItemReport:
+    array = result.array
+    if array.dtype not in (np.float32, np.float64):
+        why = f"its array is {array.dtype}, sums take float32 or float64"
+        return ItemReport(item, None, array.shape, {}, failure=why, final=True)
+    bad = [f"{name}={value!r}" for name, value in result.scalars.items() if not math.isfinite(value)]
+    if bad:
+        return ItemReport(item, None, array.shape, {}, failure=f"non-finite scalar {', '.join(bad)}", final=True)
+    try:
+        largest = fixed_point.largest_exponent(array)
+    except ValueError as error:
+        return ItemReport(item, None, array.shape, {}, failure=f"non-finite array, {error}", final=True)
+    if largest is not None and largest > fixed_point.LARGEST_EXPONENT:
+        why = f"magnitude near 2^{largest} exceeds the limit 2^{fixed_point.LARGEST_EXPONENT}; scale the items down"
+        return ItemReport(item, None, array.shape, {}, failure=why, final=True)
+    return ItemReport(item, largest, array.shape, {name: float(value) for name, value in result.scalars.items()})
+
+
+class _BusyClock:
+    """Seconds during which at least one thread was inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._since_s = 0.0
+        self._total_s = 0.0
+
+    def reset(self) -> None:
+        with self._lock:
+            self._total_s, self._since_s = 0.0, time.perf_counter()
+
+    def seconds(self) -> float:
+        with self._lock:
+            return self._total_s
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._since_s = time.perf_counter()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._total_s += time.perf_counter() - self._since_s
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Keep torch on one thread inside: the number of threads may change the last bits of a result."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
