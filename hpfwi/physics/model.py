@@ -12,7 +12,6 @@ from scipy.ndimage import gaussian_filter
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.physics.grid import Grid
 
-
 DEFAULT_SPACING_M = (15.0, 15.0)
 """Cell size of a model that comes from no file: that of the published Marmousi experiments."""
 
@@ -42,7 +41,7 @@ class EarthModel:
             row, column = (int(index) for index in np.argwhere(~usable)[0])
             raise DataError(
                 f"The velocity in cell (z={row}, x={column}) is {velocity[row, column]:g} m/s, and "
-                f"{int((~usable).sum())} cell(s) in all are not positive finite numbers: repair the model before using it."
+                f"{int((~usable).sum())} cell(s) in all are not positive finite numbers: repair the model first."
             )
         velocity.setflags(write=False)
         object.__setattr__(self, "velocity", velocity)

@@ -1,0 +1,167 @@
+"""Earth models in files: .npy, .npz, .zarr and SEG-Y in, .zarr out."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from hpfwi.errors import DataError
+from hpfwi.physics.grid import Grid
+from hpfwi.physics.model import EarthModel
+from hpfwi.store.atomic import new_folder
+from hpfwi.store.segy import read_segy_model
+
+FORMAT = "hpfwi-model"
+VERSION = 1
+
+SLOWEST_PLAUSIBLE_MPS = 20.0
+"""No wave travels this slowly through the earth: a model below it is in km/s, or is no velocity model."""
+
+
+def read_model(
+    path: str | Path,
+    spacing_m: tuple[float, float] | None = None,
+    velocity_unit: str | None = None,
+) -> EarthModel:
+    """A velocity model from a file.
+
+    path           .npy, .npz, .zarr, .segy or .sgy; an array inside is named after a colon, "models.npz:vp" or
+                   "results.zarr:model/inverted", and may be left out where there is one only
+    spacing_m      (dz, dx) in metres; needed where the file does not hold it, and preferred to the file's
+    velocity_unit  "m/s" or "km/s"; None means m/s and refuses values that look like km/s
+    raises         DataError: missing, damaged or ambiguous file; not 2-D; a spacing or unit in doubt; velocities that
+                   are not positive finite numbers
+    """
+    file, key = _split(str(path))
+    suffix = file.suffix.lower()
+    if not file.exists():
+        raise DataError(f"Model file {file} does not exist.")
+    origin_m = (0.0, 0.0)
+    if suffix in (".segy", ".sgy"):
+        values, spacing_m = read_segy_model(file, spacing_m)
+    elif suffix == ".zarr":
+        values, stored_m, origin_m = _read_zarr(file, key)
+        spacing_m = stored_m if spacing_m is None else spacing_m
+    elif suffix in (".npy", ".npz"):
+        values = _read_numpy(file, key)
+    else:
+        raise DataError(f"Model file {file} has the suffix {suffix!r}: it must be .npy, .npz, .zarr, .segy or .sgy.")
+    if values.ndim != 2:
+        raise DataError(f"Model {path} has shape {values.shape}: a velocity model is 2-D [z, x], z down.")
+    if spacing_m is None:
+        raise DataError(f"Model file {file} does not hold its cell size: give it in metres as spacing_m = [dz, dx].")
+    return EarthModel(
+        _in_mps(values, velocity_unit, path), Grid((values.shape[0], values.shape[1]), spacing_m, origin_m)
+    )
+
+
+def write_model_zarr(
+    path: str | Path, model: EarthModel, attrs: Mapping[str, Any] | None = None, *, overwrite: bool = False
+) -> None:
+    """Write a model as a Zarr v3 group with the array `velocity`, its spacing and `attrs` (plain JSON values).
+
+    raises  DataError: the path exists and overwrite is False
+    """
+    with new_folder(path, overwrite=overwrite) as folder:
+        group = zarr.create_group(store=str(folder), zarr_format=3)
+        group.create_array("velocity", data=np.asarray(model.velocity))
+        group.attrs.update(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "spacing_m": list(model.grid.spacing_m),
+                "origin_m": list(model.grid.origin_m),
+                "unit": "m/s",
+                "axes": ["z", "x"],
+                "provenance": dict(attrs or {}),
+            }
+        )
+
+
+def _split(path: str) -> tuple[Path, str | None]:
+    match = re.fullmatch(r"(.+\.(?:npz|zarr)):(.+)", path, re.IGNORECASE)
+    return (Path(match[1]), match[2]) if match else (Path(path), None)
+
+
+def _read_numpy(file: Path, key: str | None) -> NDArray[Any]:
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return _numeric(loaded, file)
+        with loaded as archive:
+            return _numeric(archive[_choose(list(archive.files), key, file)], file)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"Model file {file} cannot be read as a NumPy array ({str(error).splitlines()[0]}): write it again with "
+            "numpy.save, without Python objects."
+        ) from error
+
+
+def _read_zarr(file: Path, key: str | None) -> tuple[NDArray[Any], tuple[float, float] | None, tuple[float, float]]:
+    try:
+        node = zarr.open(store=str(file), mode="r")
+        attrs = dict(node.attrs)
+        if isinstance(node, zarr.Group):
+            names = sorted(name for name, member in node.members(max_depth=None) if isinstance(member, zarr.Array))
+            chosen = "velocity" if key is None and "velocity" in names else _choose(names, key, file)
+            array = node[chosen]
+        else:
+            array = node
+        attrs |= dict(array.attrs)
+        values = np.asarray(array[...])  # type: ignore[index]
+    except DataError:
+        raise
+    # Zarr and its codecs raise a dozen unrelated types for a damaged folder.
+    except Exception as error:
+        raise DataError(f"Model {file} cannot be read as Zarr ({type(error).__name__}: {error}).") from error
+    return _numeric(values, file), _pair(attrs.get("spacing_m")), _pair(attrs.get("origin_m")) or (0.0, 0.0)
+
+
+def _pair(value: object) -> tuple[float, float] | None:
+    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(item, int | float) for item in value):
+        return (float(value[0]), float(value[1]))
+    return None
+
+
+def _choose(names: list[str], key: str | None, file: Path) -> str:
+    listed = ", ".join(names) or "none"
+    if key is not None:
+        if key not in names:
+            raise DataError(f"Model file {file} has no array {key!r}: it holds {listed}.")
+        return key
+    if len(names) != 1:
+        raise DataError(f"Model file {file} holds {len(names)} arrays ({listed}): name one as {file.name}:ARRAY.")
+    return names[0]
+
+
+def _numeric(values: NDArray[Any], file: Path) -> NDArray[Any]:
+    if values.dtype.kind not in "fiu":
+        raise DataError(f"Model file {file} holds values of type {values.dtype}: they must be real numbers.")
+    return values
+
+
+def _in_mps(values: NDArray[Any], velocity_unit: str | None, path: str | Path) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        velocity = np.asarray(values, dtype=np.float32)
+    finite = velocity[np.isfinite(velocity)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
+    if velocity_unit == "km/s":
+        if high >= SLOWEST_PLAUSIBLE_MPS:
+            raise DataError(
+                f"Model {path} spans {low:g} to {high:g} and is said to be in km/s: no rock is faster than "
+                f'{SLOWEST_PLAUSIBLE_MPS:g} km/s; set velocity_unit to "m/s".'
+            )
+        return velocity * np.float32(1000)
+    if velocity_unit is None and high < SLOWEST_PLAUSIBLE_MPS:
+        raise DataError(
+            f'Model {path} spans {low:g} to {high:g}, too small for m/s: set velocity_unit to "km/s" if that is its '
+            "unit, or give a velocity model if these are densities."
+        )
+    return velocity

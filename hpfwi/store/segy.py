@@ -1,0 +1,151 @@
+"""Velocity models in SEG-Y files: one trace per column of the model, samples going down.
+
+The SEG-Y standard has no field for a depth step. By habit the sample interval holds millimetres where a trace is a
+function of depth, and the coordinates hold metres, or millimetres with no scalar. Some models that circulate have
+neither, or counters in the coordinate fields, so a spacing is taken from the headers only when they leave no doubt.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import segyio
+from numpy.typing import NDArray
+
+from hpfwi.errors import DataError
+
+TEXT_BYTES = 3200
+HEADER_BYTES = 3600
+TRACE_HEADER_BYTES = 240
+FORMAT_OFFSET = 3224
+"""Byte of the sample format code in the file, from 0 (bytes 3225-3226 of the standard)."""
+
+FORMATS = (1, 2, 3, 5, 6, 8, 10, 11, 12, 16)
+"""Sample format codes that are read: IBM and IEEE floats and the integers."""
+
+PLAUSIBLE_STEP_M = (0.5, 200.0)
+"""Spacings outside this range are taken for something else than metres."""
+
+COORDINATES = ((181, 185), (73, 77), (81, 85))
+"""Trace header bytes of x and y: of the midpoint, the source and the receiver."""
+
+
+@dataclass(frozen=True, eq=False)
+class SegyTable:
+    """The samples of a SEG-Y file and what its headers say about the spacing."""
+
+    samples: NDArray[np.float32]
+    """float32[z, trace], in the unit of the file."""
+    spacing_m: tuple[float, float] | None
+    """(dz, dx) in metres, or None where the headers leave a doubt."""
+    doubt: str
+    """Why spacing_m is None; empty otherwise."""
+
+
+def read_segy(path: str | Path) -> SegyTable:
+    """All samples of a SEG-Y file with traces of equal length, big- or little-endian, IBM, IEEE or integer.
+
+    raises  DataError: not a file, not SEG-Y, truncated, without traces, an unknown sample format
+    """
+    path = Path(path)
+    endian = _endian(path)
+    try:
+        with segyio.open(str(path), "r", ignore_geometry=True, endian=endian) as file:
+            traces = np.asarray(file.trace.raw[:], dtype=np.float32)
+            spacing_m, doubt = _spacing(file)
+    # segyio reports damage with these types and with wording for programmers.
+    except (RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be read as SEG-Y ({error}): the file is truncated, or its traces differ in length."
+        ) from error
+    if traces.ndim != 2 or 0 in traces.shape:
+        raise DataError(f"{path} holds SEG-Y headers but no samples.")
+    return SegyTable(np.ascontiguousarray(traces.T), spacing_m, doubt)
+
+
+def read_segy_model(
+    path: str | Path, spacing_m: tuple[float, float] | None = None
+) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """A model from a SEG-Y file: values float32[z, x] in the file's unit, and (dz, dx) in metres.
+
+    spacing_m  (dz, dx) in metres; it takes precedence over the headers, None uses them
+
+    raises  DataError: see `read_segy`; or the headers leave a doubt about the spacing and none is given
+    """
+    table = read_segy(path)
+    if spacing_m is not None:
+        return table.samples, spacing_m
+    if table.spacing_m is None:
+        raise DataError(
+            f"The headers of {path} do not tell the cell size ({table.doubt}): give it in metres as spacing_m = "
+            "[dz, dx]."
+        )
+    return table.samples, table.spacing_m
+
+
+def _endian(path: Path) -> Literal["big", "little"]:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist or is not a file.")
+    size = path.stat().st_size
+    if size < HEADER_BYTES:
+        raise DataError(f"{path} has {size} bytes, less than the {HEADER_BYTES} of the SEG-Y headers: it is no SEG-Y.")
+    with path.open("rb") as file:
+        file.seek(FORMAT_OFFSET)
+        code = file.read(2)
+    if size <= HEADER_BYTES + TRACE_HEADER_BYTES:
+        raise DataError(f"{path} holds SEG-Y headers but no samples: it has {size} bytes.")
+    if int.from_bytes(code, "big") in FORMATS:
+        return "big"
+    if int.from_bytes(code, "little") in FORMATS:
+        return "little"
+    raise DataError(
+        f"{path} has sample format code {int.from_bytes(code, 'big')} in bytes 3225-3226: it is no SEG-Y, or uses a "
+        "format other than 1 (IBM float), 5 (IEEE float) or an integer."
+    )
+
+
+def _spacing(file: segyio.SegyFile) -> tuple[tuple[float, float] | None, str]:
+    """((dz, dx) in metres, "") or (None, the doubt)."""
+    low, high = PLAUSIBLE_STEP_M
+    if file.bin[segyio.BinField.MeasurementSystem] == 2:
+        return None, "they are in feet"
+    interval = int(file.bin[segyio.BinField.Interval]) or int(file.header[0][segyio.TraceField.TRACE_SAMPLE_INTERVAL])
+    dz_m = interval / 1000
+    if not low <= dz_m <= high:
+        return None, f"the sample interval {interval} is no depth step in mm"
+    steps = sorted({round(step, 6) for step in (_lateral_step_m(file, *fields) for fields in COORDINATES) if step})
+    if not steps:
+        return None, "no coordinate grows evenly from trace to trace"
+    if steps[-1] > 1.01 * steps[0]:
+        return None, f"different coordinates give steps of {steps[0]:g} and {steps[-1]:g} m"
+    if not 1 / 5 <= dz_m / steps[0] <= 5:
+        return None, f"a depth step of {dz_m:g} m does not go with a trace step of {steps[0]:g} m"
+    return (dz_m, steps[0]), ""
+
+
+def _lateral_step_m(file: segyio.SegyFile, x_byte: int, y_byte: int) -> float | None:
+    """Distance between neighbouring traces in metres, or None where these coordinates do not give one."""
+    low, high = PLAUSIBLE_STEP_M
+    x = np.asarray(file.attributes(x_byte)[:], dtype=np.float64)
+    y = np.asarray(file.attributes(y_byte)[:], dtype=np.float64)
+    if len(x) < 2:
+        return None
+    raw = np.hypot(np.diff(x), np.diff(y))
+    if raw.min() <= 0 or raw.max() > 1.01 * raw.min():
+        return None
+    scalars = set(np.asarray(file.attributes(int(segyio.TraceField.SourceGroupScalar))[:]).tolist())
+    if len(scalars) > 1:
+        return None
+    scalar = int(scalars.pop())
+    step = float(raw.mean()) * (scalar if scalar > 0 else -1 / scalar if scalar < 0 else 1)
+    if scalar in (0, 1):
+        # A step of 1 without a scalar is a trace counter; one of 500 and more is in millimetres.
+        if math.isclose(step, 1.0):
+            return None
+        if step > high:
+            step /= 1000
+    return step if low <= step <= high else None
