@@ -1,0 +1,109 @@
+"""results.zarr of a run folder: models along the way and at the end, and the gathers of a few shots.
+
+    model/true, model/initial, model/inverted, model/best    float32[z, x], m/s
+    model/history                                            float32[record, z, x], m/s; its iterations beside it
+    gathers/observed, gathers/initial, gathers/predicted     float32[k, receiver, time] of the shots in gathers/shots
+    attributes of the root                                   name, spacing_m (dz, dx), origin_m (z, x), dt_s
+
+Checkpoints are what a run goes on from; everything here can be computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpfwi.errors import DataError
+
+HISTORY_CHUNK = 4096
+"""Records per chunk of model/history_iteration: one chunk for any run that ends."""
+
+
+class Results:
+    """Writes the arrays of one run; each call leaves a store that can be read.
+
+    raises      DataError from every method when the disk refuses
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def describe(
+        self, *, name: str, spacing_m: tuple[float, float], origin_m: tuple[float, float], dt_s: float
+    ) -> None:
+        """Set the attributes that the axes of every figure come from."""
+        with _disk(self.path):
+            self._root().attrs.update(
+                {"name": name, "spacing_m": list(spacing_m), "origin_m": list(origin_m), "dt_s": dt_s}
+            )
+
+    def model(self, name: str, velocity: np.ndarray) -> None:
+        """Store a model [z, x] in m/s as model/`name`, in place of an earlier one."""
+        with _disk(self.path):
+            self._put(f"model/{name}", np.asarray(velocity, np.float32))
+
+    def gathers(self, name: str, gathers: np.ndarray) -> None:
+        """Store gathers [k, receiver, time] of the shots in gathers/shots: "observed", "initial" or "predicted"."""
+        with _disk(self.path):
+            self._put(f"gathers/{name}", np.asarray(gathers, np.float32))
+
+    def shots(self, shots: Sequence[int]) -> None:
+        """Say which shots the gathers here belong to."""
+        with _disk(self.path):
+            self._put("gathers/shots", np.asarray(shots, np.int64))
+
+    def append_history(self, iteration: int, velocity: np.ndarray) -> None:
+        """Add the model [z, x] in m/s of `iteration` to the history, dropping records of that iteration and later ones.
+
+        The iteration's number is written last, so a record without one is one that a kill interrupted.
+        """
+        velocity = np.asarray(velocity, np.float32)
+        with _disk(self.path):
+            history, iterations = self._history(velocity.shape)
+            kept = int(np.searchsorted(iterations[:], iteration))
+            history.resize((kept + 1, *velocity.shape))
+            history[kept] = velocity
+            iterations.resize((kept,))
+            iterations.append(np.array([iteration], np.int64))
+
+    def truncate_history_after(self, iteration: int) -> None:
+        """Drop the records of later iterations."""
+        with _disk(self.path):
+            root = self._root()
+            if "model/history" not in root:
+                return
+            history, iterations = root["model/history"], root["model/history_iteration"]
+            kept = int(np.searchsorted(iterations[:], iteration, side="right"))
+            iterations.resize((kept,))
+            history.resize((kept, *history.shape[1:]))
+
+    def _root(self) -> Any:
+        import zarr
+
+        return zarr.open_group(self.path, mode="a")
+
+    def _put(self, name: str, array: np.ndarray) -> None:
+        self._root().create_array(name, data=array, chunks=array.shape, overwrite=True)
+
+    def _history(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        root = self._root()
+        if "model/history_iteration" not in root:
+            chunks = (1, *shape)
+            root.create_array("model/history", shape=(0, *shape), chunks=chunks, dtype="float32", overwrite=True)
+            root.create_array("model/history_iteration", shape=(0,), chunks=(HISTORY_CHUNK,), dtype="int64")
+        return root["model/history"], root["model/history_iteration"]
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """Turn the refusal of the disk into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror or error}); make room there and resume the run."
+        ) from error
