@@ -141,7 +141,8 @@ class Joint(Denormalised):
         with torch.no_grad():
             model = self.unbounded()
             inside = model.clamp(low + INSIDE_MPS, high - INSIDE_MPS)
-            self.background.add_(torch.where((model < low) | (model > high), inside - model, 0.0))
+            beyond = ((model < low) | (model > high)) & ~self.water
+            self.background.add_(torch.where(beyond, inside - model, 0.0))
 
     def _form(self) -> str:
         scale = (
