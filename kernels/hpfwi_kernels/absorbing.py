@@ -1,0 +1,91 @@
+"""Absorbing layers: profiles of the convolutional PML and of the sponge that OpenFWI's records were made with."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpfwi_kernels.stencils import first_derivative
+
+# Theoretical amplitude reflection coefficient that sets the C-PML's strength (Collino and Tsogka 2001; kept by most codes).
+REFLECTION = 1e-3
+# The sponge's strength is written with the logarithm of this factor in the code OpenFWI's records were made with.
+SPONGE_DECAY = 1e7
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """C-PML profiles along one padded axis of n cells (no guard cells); zero where the layer does not act.
+
+    decay   float64[n]  a: the factor that memory variables keep per time step
+    gain    float64[n]  b: what a memory variable gains from a derivative per time step
+    slope   float64[n]  first difference of b, divided by the spacing; 1/m
+    """
+
+    decay: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    slope: NDArray[np.float64]
+
+
+def cpml_profiles(
+    cells: int, low: int, high: int, *, spacing_m: float, dt_s: float, order: int, max_velocity_mps: float, pml_hz: float
+) -> Profiles:
+    """Profiles of Pasalic and McGarry (SEG 2010) for an axis of `cells` padded cells with layers of `low` and `high` cells.
+
+    dt_s is the inner time step; pml_hz the frequency that sets the complex frequency shift alpha = pi pml_hz (1 - depth).
+    """
+    radius = order // 2
+    index = np.arange(-radius, cells + radius, dtype=np.float64)
+    depth = np.zeros_like(index)
+    sigma_max = np.zeros_like(index)
+    for width, distance in ((low, low - index), (high, index - (cells - 1 - high))):
+        if width > 0:
+            inside = distance > 0
+            depth = np.where(inside, np.minimum(distance / width, 1.0), depth)
+            strength = -3.0 * max_velocity_mps * math.log(REFLECTION) / (2.0 * width * spacing_m)
+            sigma_max = np.where(inside, strength, sigma_max)
+    sigma = sigma_max * depth**2
+    alpha = math.pi * pml_hz * (1.0 - depth)
+    acts = depth > 0
+    decay = np.where(acts, np.exp(-(sigma + alpha) * dt_s), 0.0)
+    gain = np.zeros_like(decay)
+    np.divide(sigma * (decay - 1.0), sigma + alpha, out=gain, where=acts & (sigma + alpha > 0))
+    slope = np.zeros(cells)
+    for distance, weight in enumerate(first_derivative(order), start=1):
+        right = gain[radius + distance : radius + distance + cells]
+        left = gain[radius - distance : radius - distance + cells]
+        slope += weight * (right - left) / spacing_m
+    inner = slice(radius, radius + cells)
+    return Profiles(decay[inner].copy(), gain[inner].copy(), slope)
+
+
+def sponge_damping(
+    shape: tuple[int, int],
+    widths: tuple[int, int, int, int],
+    *,
+    spacing_m: tuple[float, float],
+    dt_s: float,
+    min_velocity_mps: float,
+) -> NDArray[np.float64]:
+    """Damping k = D dt per padded cell, float64[z, x], for the step p+ = c·lap(p) + (2 - k) p - (1 - k) p-.
+
+    D = kappa (i / (W - 1))², i = 0 at the cell next to the model and W - 1 at the outer edge of a layer W cells wide, with
+    kappa = 3 v_min ln(1e7) / (2 (W - 1) h): the profile behind OpenFWI's records. The left and right layers run the whole
+    height; the top and bottom layers fill between them, so corners take the lateral value.
+    """
+    top, bottom, left, right = widths
+
+    def ramp(width: int, h: float) -> NDArray[np.float64]:
+        if width < 2:
+            return np.zeros(width)
+        length = (width - 1) * h
+        kappa = 3.0 * min_velocity_mps * math.log(SPONGE_DECAY) / (2.0 * length)
+        return kappa * (np.arange(width) / (width - 1)) ** 2 * dt_s
+
+    damping = np.zeros(shape)
+    damping[:top, :] = ramp(top, spacing_m[0])[::-1, None]
+    damping[shape[0] - bottom :, :] = ramp(bottom, spacing_m[0])[:, None]
+    damping[:, :left] = ramp(left, spacing_m[1])[None, ::-1]
+    damping[:, shape[1] - right :] = ramp(right, spacing_m[1])[None, :]
+    return damping

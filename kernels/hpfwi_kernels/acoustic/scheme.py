@@ -1,0 +1,87 @@
+"""What a propagation is computed with: spacing, time step, order, boundaries."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from hpfwi_kernels.errors import ModelError
+from hpfwi_kernels.stencils import require_order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """Discretisation of the 2-D scalar wave equation; frozen, checked on construction.
+
+    Raises ModelError with the value, the limit and the remedy when a setting makes no sense.
+    """
+
+    spacing_m: tuple[float, float]
+    """Cell size (dz, dx) in m."""
+    dt_s: float
+    """Sample interval of wavelet and records in s; the inner time step is dt_s / substeps."""
+    order: int
+    """Spatial order: 2, 4, 6 or 8."""
+    absorbing: tuple[int, int, int, int]
+    """Width of the absorbing layer in cells: top, bottom, left, right. A side of width 0 reflects (u = 0 outside)."""
+    boundary: Literal["cpml", "sponge"]
+    """What absorbs: the convolutional PML, or the sponge OpenFWI's records were made with."""
+    free_surface: bool
+    """Pressure is zero on the model's first row and odd about it; the top width must then be 0."""
+    pml_hz: float
+    """Frequency in Hz that sets the C-PML's complex frequency shift; the wavelet's peak is a good value."""
+    max_velocity_mps: float
+    """Velocity in m/s that sets the C-PML's strength; fix it for a run, or the layer changes with the model."""
+    min_velocity_mps: float | None = None
+    """Velocity in m/s that sets the sponge's strength; used by boundary "sponge" alone."""
+    substeps: int = 1
+    """Inner time steps per sample; wavelet and records are resampled by band-limited interpolation."""
+    store_every: int = 1
+    """Every how many inner steps enter the velocity gradient; 1 is the exact discrete gradient."""
+
+    def __post_init__(self) -> None:
+        require_order(self.order)
+        for name, value in (
+            ("spacing_m[0]", self.spacing_m[0]),
+            ("spacing_m[1]", self.spacing_m[1]),
+            ("dt_s", self.dt_s),
+            ("max_velocity_mps", self.max_velocity_mps),
+        ):
+            if not (math.isfinite(value) and value > 0):
+                raise ModelError(f"{name}={value!r} must be a positive number.")
+        if len(self.absorbing) != 4 or min(self.absorbing) < 0:
+            raise ModelError(
+                f"absorbing={self.absorbing} must be four widths in cells (top, bottom, left, right), none below 0."
+            )
+        if self.boundary not in ("cpml", "sponge"):
+            raise ModelError(f'boundary="{self.boundary}" is not available; use "cpml" or "sponge".')
+        if self.free_surface and self.absorbing[0] != 0:
+            raise ModelError(
+                f"absorbing={self.absorbing} has a top layer of {self.absorbing[0]} cells above a free surface; "
+                "set the top width to 0, or free_surface to false."
+            )
+        if not (math.isfinite(self.pml_hz) and self.pml_hz >= 0):
+            raise ModelError(f"pml_hz={self.pml_hz!r} must be a frequency of at least 0 Hz.")
+        if self.boundary == "sponge" and not (self.min_velocity_mps is not None and self.min_velocity_mps > 0):
+            raise ModelError(f"min_velocity_mps={self.min_velocity_mps} must be positive: the sponge is scaled by it.")
+        for name, count in (("substeps", self.substeps), ("store_every", self.store_every)):
+            if count < 1 or count != int(count):
+                raise ModelError(f"{name}={count!r} must be a whole number of at least 1.")
+
+    @property
+    def radius(self) -> int:
+        """Reach of the stencil in cells."""
+        return self.order // 2
+
+    @property
+    def inner_dt_s(self) -> float:
+        """Time step of the recursion in s."""
+        return self.dt_s / self.substeps
+
+    def padded(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Cells of a [z, x] model together with its absorbing layers."""
+        top, bottom, left, right = self.absorbing
+        return shape[0] + top + bottom, shape[1] + left + right
+
+    def stored_steps(self, samples: int) -> int:
+        """Number of wavefields kept for the velocity gradient of a record of that many samples."""
+        return -(-(samples * self.substeps) // self.store_every)

@@ -1,0 +1,179 @@
+"""Everything both implementations need before the first time step, checked: coefficients, profiles, taps, resampling."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpfwi_kernels.absorbing import Profiles, cpml_profiles, sponge_damping
+from hpfwi_kernels.acoustic.points import Points
+from hpfwi_kernels.acoustic.scheme import Scheme
+from hpfwi_kernels.errors import GeometryError, ModelError
+from hpfwi_kernels.stability import require_stable
+
+
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """The used taps of one shot's points in padded cells.
+
+    point   int64[tap]     index of the point
+    row     int64[tap]     row of the padded model
+    column  int64[tap]     column of the padded model
+    weight  float64[tap]
+    """
+
+    point: NDArray[np.int64]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """One call's constants, in float64.
+
+    velocity  float64[model, z, x]   padded, one model for all shots or one per shot
+    factor    float64[model, z, x]   c = v² dt², zero on the free surface
+    vertical, horizontal             C-PML profiles of the padded axes, None under a sponge
+    damping   float64[z, x] or None  sponge
+    """
+
+    shape: tuple[int, int]
+    velocity: NDArray[np.float64]
+    factor: NDArray[np.float64]
+    vertical: Profiles | None
+    horizontal: Profiles | None
+    damping: NDArray[np.float64] | None
+    sources: list[Taps]
+    receivers: list[Taps]
+
+
+def prepare(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Points, scheme: Scheme) -> Setup:
+    """Check the input and build what the time loop needs.
+
+    velocity  [z, x] or [shot, z, x], m/s     wavelet  [shot, source, time]
+    raises    ModelError: NaN or wrong shapes; GeometryError: a shot without sources or receivers; StabilityError
+    """
+    _require_shapes(velocity, wavelet, sources, receivers, scheme)
+    models = np.asarray(velocity, np.float64).reshape(-1, *velocity.shape[-2:])
+    require_stable(float(np.abs(models).max()), scheme.dt_s, scheme.spacing_m, scheme.order, scheme.substeps)
+    top, bottom, left, right = scheme.absorbing
+    padded = np.pad(models, ((0, 0), (top, bottom), (left, right)), mode="edge")
+    factor = padded**2 * scheme.inner_dt_s**2
+    if scheme.free_surface:
+        factor[:, 0, :] = 0.0
+    shape = padded.shape[1:]
+    vertical = horizontal = damping = None
+    if scheme.boundary == "cpml":
+        profile = {
+            "dt_s": scheme.inner_dt_s,
+            "order": scheme.order,
+            "max_velocity_mps": scheme.max_velocity_mps,
+            "pml_hz": scheme.pml_hz,
+        }
+        vertical = cpml_profiles(shape[0], top, bottom, spacing_m=scheme.spacing_m[0], **profile)
+        horizontal = cpml_profiles(shape[1], left, right, spacing_m=scheme.spacing_m[1], **profile)
+    else:
+        assert scheme.min_velocity_mps is not None  # checked by Scheme
+        damping = sponge_damping(
+            shape,
+            scheme.absorbing,
+            spacing_m=scheme.spacing_m,
+            dt_s=scheme.inner_dt_s,
+            min_velocity_mps=scheme.min_velocity_mps,
+        )
+    shots = wavelet.shape[0]
+    return Setup(
+        shape=(shape[0], shape[1]),
+        velocity=padded,
+        factor=factor,
+        vertical=vertical,
+        horizontal=horizontal,
+        damping=damping,
+        sources=[_taps(sources, shot, scheme, shape) for shot in range(shots)],
+        receivers=[_taps(receivers, shot, scheme, shape) for shot in range(shots)],
+    )
+
+
+def fold_edges(gradient: NDArray[np.float64], scheme: Scheme) -> NDArray[np.float64]:
+    """Transpose of padding by edge replication: float64[..., z, x] with layers to float64[..., z, x] of the model."""
+    top, bottom, left, right = scheme.absorbing
+    rows = gradient[..., top : gradient.shape[-2] - bottom, :].copy()
+    rows[..., 0, :] += gradient[..., :top, :].sum(axis=-2)
+    rows[..., -1, :] += gradient[..., gradient.shape[-2] - bottom :, :].sum(axis=-2)
+    model = rows[..., left : rows.shape[-1] - right].copy()
+    model[..., 0] += rows[..., :left].sum(axis=-1)
+    model[..., -1] += rows[..., rows.shape[-1] - right :].sum(axis=-1)
+    return model
+
+
+def upsample(signal: NDArray, substeps: int) -> NDArray[np.float64]:
+    """Band-limited interpolation of [..., time] to `substeps` times as many samples; the Nyquist component is dropped."""
+    signal = np.asarray(signal, np.float64)
+    if substeps == 1:
+        return signal
+    samples = signal.shape[-1]
+    spectrum = np.fft.rfft(signal)
+    if samples % 2 == 0:
+        spectrum[..., -1] = 0.0
+    return np.fft.irfft(spectrum, samples * substeps) * substeps
+
+
+def downsample(signal: NDArray, substeps: int) -> NDArray[np.float64]:
+    """Low-pass [..., time] below the coarse Nyquist frequency and keep every `substeps`-th sample.
+
+    With upsample: ``downsample(upsample(x)) == x`` without its Nyquist component, and the transpose of one is the other times
+    `substeps`.
+    """
+    signal = np.asarray(signal, np.float64)
+    if substeps == 1:
+        return signal
+    samples = signal.shape[-1] // substeps
+    spectrum = np.fft.rfft(signal)[..., : samples // 2 + 1]
+    if samples % 2 == 0:
+        spectrum[..., -1] = 0.0
+    return np.fft.irfft(spectrum, samples) / substeps
+
+
+def _require_shapes(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Points, scheme: Scheme) -> None:
+    if velocity.ndim not in (2, 3):
+        raise ModelError(f"velocity of shape {velocity.shape} must be [z, x] or [shot, z, x].")
+    if wavelet.ndim != 3:
+        raise ModelError(f"wavelet of shape {wavelet.shape} must be [shot, source, time].")
+    shots, per_shot, samples = wavelet.shape
+    if min(shots, per_shot, samples) < 1:
+        raise ModelError(f"wavelet of shape {wavelet.shape} holds nothing: it needs a shot, a source and a sample.")
+    if velocity.ndim == 3 and velocity.shape[0] != shots:
+        raise ModelError(f"velocity holds {velocity.shape[0]} models for {shots} shots; give one model, or one per shot.")
+    if min(velocity.shape[-2:]) < 1:
+        raise ModelError(f"velocity of shape {velocity.shape} has no cells.")
+    if scheme.free_surface and velocity.shape[-2] < scheme.order:
+        raise ModelError(
+            f"A model of {velocity.shape[-2]} rows is too thin for a free surface with order {scheme.order}; "
+            f"give it at least {scheme.order} rows."
+        )
+    if not np.isfinite(velocity).all():
+        cell = np.argwhere(~np.isfinite(velocity))[0]
+        raise ModelError(f"velocity is {velocity[tuple(cell)]} at cell {tuple(map(int, cell))}; it must be finite everywhere.")
+    if not np.isfinite(wavelet).all():
+        where = np.argwhere(~np.isfinite(wavelet))[0]
+        raise ModelError(f"wavelet is {wavelet[tuple(where)]} at [shot, source, time] = {tuple(map(int, where))}.")
+    if sources.shots != shots or sources.per_shot != per_shot:
+        raise GeometryError(
+            f"The wavelet is for {shots} shots of {per_shot} sources, the geometry has {sources.shots} of {sources.per_shot}."
+        )
+    if receivers.shots != shots:
+        raise GeometryError(f"Receivers are given for {receivers.shots} shots, sources for {shots}.")
+    for points, name in ((sources, "source"), (receivers, "receiver")):
+        used = (points.weights != 0).any(axis=(1, 2))
+        if not used.all():
+            raise GeometryError(f"Shot {int(np.argmin(used))} has no {name}; drop the shot or give it one.")
+
+
+def _taps(points: Points, shot: int, scheme: Scheme, shape: tuple[int, ...]) -> Taps:
+    rows = points.cells[shot, ..., 0] + scheme.absorbing[0]
+    columns = points.cells[shot, ..., 1] + scheme.absorbing[2]
+    inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
+    used = (points.weights[shot] != 0) & inside
+    point, tap = np.nonzero(used)
+    return Taps(point, rows[point, tap], columns[point, tap], points.weights[shot][point, tap])
