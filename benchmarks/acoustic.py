@@ -1,0 +1,252 @@
+"""Time hpfwi's acoustic kernels against deepwave on the same work and cores: `python benchmarks/acoustic.py`.
+
+Both codes start from torch tensors and end with records, or with records and the velocity gradient, at the same time
+step, one inner step per sample, the same order and C-PML, every step entering the gradient. No ratio is printed before
+hpfwi agrees with float64 deepwave to 1e-5. Runs alternate, so a disturbance of the machine meets both; compilation and
+memory are measured in processes of their own.
+"""
+
+import argparse
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import peers
+import torch
+from hpfwi_kernels.acoustic import Scheme
+from numpy.typing import NDArray
+
+AGREEMENT = 1e-5
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Size of a problem: cells without the absorbing layers, time steps, shots."""
+
+    shape: tuple[int, int]
+    samples: int
+    shots: int
+    spacing_m: float
+    dt_s: float
+    peak_hz: float
+
+
+CASES = {
+    "70x70x1000x5": Case((70, 70), 1000, 5, 10.0, 0.9e-3, 15.0),
+    "94x288x1000x13": Case((94, 288), 1000, 13, 30.0, 2.5e-3, 5.0),
+    "301x921x1000x2": Case((301, 921), 1000, 2, 10.0, 0.9e-3, 15.0),
+    "20x30x50x2": Case((20, 30), 50, 2, 10.0, 0.9e-3, 15.0),
+}
+DEFAULT_CASES = ("70x70x1000x5", "94x288x1000x13", "301x921x1000x2")
+
+
+def layered(shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Folded layers from 1500 to 4500 m/s: reflections everywhere, so no field stays zero for long."""
+    rng = np.random.default_rng(2024)
+    depth, distance = np.meshgrid(np.linspace(0, 1, shape[0]), np.linspace(0, 1, shape[1]), indexing="ij")
+    folded = np.clip(depth + 0.06 * np.sin(2 * np.pi * (1.5 * distance + 0.3)), 0, 0.999)
+    layers = np.linspace(1500.0, 4200.0, 12) + rng.uniform(0.0, 300.0, 12)
+    return layers[(folded * 12).astype(int)]
+
+
+def problem(case: Case, order: int, absorbing: int) -> peers.Problem:
+    """Shots spread along row 1, a receiver in every column of row 1, one Ricker wavelet."""
+    columns = np.linspace(1, case.shape[1] - 2, case.shots).astype(np.int64)
+    sources = np.stack([np.ones_like(columns), columns], axis=-1)[:, None, :]
+    line = np.stack([np.ones(case.shape[1], np.int64), np.arange(case.shape[1])], axis=-1)
+    phase = (np.pi * case.peak_hz * (np.arange(case.samples) * case.dt_s - 1.5 / case.peak_hz)) ** 2
+    wavelet = np.tile((1 - 2 * phase) * np.exp(-phase), (case.shots, 1, 1))
+    scheme = Scheme(
+        free_surface=False,
+        spacing_m=(case.spacing_m, case.spacing_m),
+        dt_s=case.dt_s,
+        order=order,
+        absorbing=(absorbing,) * 4,
+        boundary="cpml",
+        pml_hz=case.peak_hz,
+        max_velocity_mps=4500.0,
+    )
+    return peers.Problem(layered(case.shape), wavelet, sources, np.tile(line, (case.shots, 1, 1)), scheme)
+
+
+CODES: dict[str, peers.Run] = {"hpfwi": peers.hpfwi, "deepwave": peers.deepwave}
+
+
+def timed(work: peers.Problem, repeats: int, threads: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every run by kind and code; codes alternate, and so does who goes first."""
+    seconds: dict[str, dict[str, list[float]]] = {
+        kind: {code: [] for code in CODES} for kind in ("forward", "gradient")
+    }
+    for repeat in range(repeats):
+        for kind in seconds:
+            for code in list(CODES) if repeat % 2 == 0 else list(CODES)[::-1]:
+                begin = time.perf_counter()
+                CODES[code](work, torch.float32, kind == "gradient", threads)
+                seconds[kind][code].append(time.perf_counter() - begin)
+    return seconds
+
+
+def child(code: str, name: str, order: int, absorbing: int, threads: int, cache: str | None = None) -> dict[str, float]:
+    """First-call seconds and peak memory above the imports' of one gradient, in a process of its own."""
+    command = [sys.executable, __file__, "--child", code, "--cases", name, "--order", str(order)]
+    command += ["--absorbing", str(absorbing), "--threads", str(threads)]
+    environment = os.environ | ({"NUMBA_CACHE_DIR": cache} if cache else {})
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_child(code: str, name: str, order: int, absorbing: int, threads: int) -> dict[str, float]:
+    """What `child` prints: a tiny gradient first (compilation, loading), then the case's own."""
+    small = problem(CASES["20x30x50x2"], order, absorbing)
+    seconds = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        CODES[code](small, torch.float32, True, threads)
+        CODES[code](small, torch.float32, False, threads)
+        seconds.append(time.perf_counter() - begin)
+    work = problem(CASES[name], order, absorbing)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    CODES[code](work, torch.float32, True, threads)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"first_call_s": seconds[0] - seconds[1], "memory_mb": (after - before) / 1024}
+
+
+def bench(name: str, order: int, absorbing: int, repeats: int, threads: int) -> dict:
+    """Check one case, then time it. Raises RuntimeError when hpfwi is further than AGREEMENT from float64 deepwave."""
+    work = problem(CASES[name], order, absorbing)
+    expected = peers.truth(work, threads)
+    gaps = {code: peers.gap(run(work, torch.float32, True, threads), expected) for code, run in CODES.items()}
+    if max(gaps["hpfwi"]) > AGREEMENT:
+        records, gradient = gaps["hpfwi"]
+        raise RuntimeError(
+            f"hpfwi differs from float64 deepwave on {name} by {records:.1e} in records and {gradient:.1e} in the "
+            f"gradient, more than {AGREEMENT:g}: no ratio is worth printing."
+        )
+    seconds = timed(work, repeats, threads)
+    with tempfile.TemporaryDirectory() as cold:
+        compile_s = child("hpfwi", "20x30x50x2", order, absorbing, threads, cache=cold)["first_call_s"]
+    memory = {code: child(code, name, order, absorbing, threads)["memory_mb"] for code in CODES}
+    updates = np.prod([size + 2 * absorbing for size in CASES[name].shape]) * CASES[name].samples * CASES[name].shots
+    rows = {}
+    for kind, runs in seconds.items():
+        middle = {code: statistics.median(values) for code, values in runs.items()}
+        rows[kind] = {
+            "seconds": runs,
+            "median_s": middle,
+            "fastest_s": {code: min(values) for code, values in runs.items()},
+            "spread_s": {code: max(values) - min(values) for code, values in runs.items()},
+            "ratio_of_medians": middle["deepwave"] / middle["hpfwi"],
+            "ratio_of_fastest": min(runs["deepwave"]) / min(runs["hpfwi"]),
+            "billion_updates_per_s": updates / middle["hpfwi"] / 1e9,
+        }
+    return {
+        "case": name,
+        "order": order,
+        "absorbing_cells": absorbing,
+        "inner_steps": work.scheme.substeps,
+        "store_every": work.scheme.store_every,
+        "gap_records": {code: pair[0] for code, pair in gaps.items()},
+        "gap_gradient": {code: pair[1] for code, pair in gaps.items()},
+        "compile_s": compile_s,
+        "memory_mb": memory,
+        **rows,
+    }
+
+
+COLUMNS = {
+    "case (z,x,t,shots)": 18,
+    "order": 5,
+    "kind": 8,
+    "hpfwi s": 8,
+    "±": 7,
+    "deepwave s": 10,
+    "± ": 7,
+    "ratio": 5,
+    "fastest": 7,
+    "Gcell/s": 7,
+    "gap": 7,
+    "peer gap": 8,
+    "MB": 6,
+    "peer MB": 7,
+    "compile s": 9,
+}
+
+
+def line(cells: Sequence[str]) -> str:
+    """One line of the printed table."""
+    return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True))
+
+
+def cells(result: dict, kind: str) -> list[str]:
+    """The table's cells for one case; memory is that of the gradient, which is where it goes."""
+    row = result[kind]
+    middle, spread = row["median_s"], row["spread_s"]
+    gaps = result["gap_records" if kind == "forward" else "gap_gradient"]
+    memory = result["memory_mb"] if kind == "gradient" else None
+    return [
+        result["case"],
+        str(result["order"]),
+        kind,
+        f"{middle['hpfwi']:.4f}",
+        f"{spread['hpfwi'] / 2:.4f}",
+        f"{middle['deepwave']:.4f}",
+        f"{spread['deepwave'] / 2:.4f}",
+        f"{row['ratio_of_medians']:.2f}",
+        f"{row['ratio_of_fastest']:.2f}",
+        f"{row['billion_updates_per_s']:.2f}",
+        f"{gaps['hpfwi']:.1e}",
+        f"{gaps['deepwave']:.1e}",
+        f"{memory['hpfwi']:.0f}" if memory else "",
+        f"{memory['deepwave']:.0f}" if memory else "",
+        f"{result['compile_s']:.1f}",
+    ]
+
+
+def main() -> None:
+    """Read the options, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=list(DEFAULT_CASES), choices=list(CASES))
+    parser.add_argument("--order", nargs="+", type=int, default=[4], help="spatial orders (4)")
+    parser.add_argument("--absorbing", type=int, default=20, help="cells of C-PML on every side (20)")
+    parser.add_argument("--repeats", type=int, default=7, help="interleaved repeats (7)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of both codes (2)")
+    parser.add_argument(
+        "--json", type=Path, help="where to write the result (benchmarks/results/acoustic_<hardware>_<date>)"
+    )
+    parser.add_argument("--child", choices=list(CODES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.child:
+        case, order = options.cases[0], options.order[0]
+        print(json.dumps(measure_child(options.child, case, order, options.absorbing, options.threads)))
+        return
+    conditions = peers.conditions(options.threads)
+    print("  ".join(f"{key}: {value}" for key, value in conditions.items()))
+    print(line(list(COLUMNS)))
+    results = []
+    for name in options.cases:
+        for order in options.order:
+            result = bench(name, order, options.absorbing, options.repeats, options.threads)
+            print(line(cells(result, "forward")), line(cells(result, "gradient")), sep="\n", flush=True)
+            results.append(result)
+    hardware = re.sub(r"[^a-z0-9]+", "-", f"{conditions['cpu']} {conditions['cores']} cores".lower()).strip("-")
+    path = options.json or RESULTS / f"acoustic_{hardware}_{date.today().isoformat()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"conditions": conditions, "results": results}, indent=1) + "\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
