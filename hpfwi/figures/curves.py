@@ -1,7 +1,7 @@
 """Figures of numbers against iteration: misfit and model error, spectra, plasticity, and how the workers did."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def _mark_resumes(axes: Any, record: RunRecord) -> None:
 
 
 def _log_scale(axes: Any, values: np.ndarray) -> None:
-    """A logarithmic axis where all values are positive, with numbers on minor ticks when it spans under a decade or two."""
+    """A logarithmic axis where all values are positive, with numbers on minor ticks over a short range."""
     from matplotlib.ticker import LogFormatterSciNotation
 
     if len(values) and values.min() > 0:
@@ -84,8 +84,8 @@ def curves(record: RunRecord) -> style.Picture | None:
     _draw_misfit(grid[0, 1], times, misfit, width)
     style.line_axes(grid[0, 1], "(b) Misfit against time", time_label, "misfit")
     if rows == 2:
-        _draw_metric(grid[1, 0], record, error_at, error, "(c) Model error", "MSE (km/s)²")
-        _draw_metric(grid[1, 1], record, ssim_at, ssim, "(d) Structural similarity to the true model", "SSIM")
+        _draw_metric(grid[1, 0], record, error_at, error, "(c) Model error", "MSE, (km/s)²", best=np.argmin)
+        _draw_metric(grid[1, 1], record, ssim_at, ssim, "(d) Similarity to the true model", "SSIM", best=np.argmax)
     text = f"Misfit from {misfit[0]:.3g} to {misfit[-1]:.3g} over {len(at)} iterations"
     if len(error):
         text += f"; model error from {error[0]:.3g} to {error[-1]:.3g} (km/s)²"
@@ -93,18 +93,33 @@ def curves(record: RunRecord) -> style.Picture | None:
         "curves.png",
         figure,
         "Misfit and model error",
-        "Dashed: the level at the start. Misfit and model error should fall together; a model error that rises while the "
-        "misfit falls means that the data are explained by the wrong model. Dotted uprights: the run was resumed.",
+        "Dashed: the level at the start. Misfit and model error should fall together; a model error that rises while "
+        "the misfit falls means that the data are explained by the wrong model."
+        + (" Dotted uprights: the run was resumed." if record.of_kind("rewind", "resume") else ""),
         text + ".",
     )
 
 
-def _draw_metric(axes: Any, record: RunRecord, at: np.ndarray, values: np.ndarray, title: str, label: str) -> None:
+def _draw_metric(
+    axes: Any,
+    record: RunRecord,
+    at: np.ndarray,
+    values: np.ndarray,
+    title: str,
+    label: str,
+    *,
+    best: Callable[[np.ndarray], np.intp],
+) -> None:
+    """A metric of the model with its start and its best value; an empty panel where the run has none."""
     if len(values) == 0:
         axes.set_axis_off()
         return
     axes.plot(at, values, color=style.BLUE, marker="." if len(values) < 40 else "")
-    axes.axhline(values[0], **style.INITIAL_LINE)
+    axes.axhline(values[0], label=f"start, {values[0]:.3g}", **style.INITIAL_LINE)
+    place = int(best(values))
+    found = f"best, {values[place]:.3g} at iteration {at[place]}"
+    axes.plot(at[place], values[place], "*", color=style.VERMILION, markersize=10, label=found, linestyle="none")
+    axes.legend(loc="best")
     style.line_axes(axes, title, "iteration", label)
     _mark_resumes(axes, record)
 
@@ -142,7 +157,7 @@ def spectra(record: RunRecord) -> style.Picture | None:
     if not found:
         return None
     shown = [measure for measure in titles if measure in found]
-    figure = style.new_figure(3.6)
+    figure = style.new_figure(4.0)
     for place, (axes, measure) in enumerate(zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True)):
         title, label = titles[measure]
         _draw_bands(axes, record, found[measure])
@@ -150,17 +165,29 @@ def spectra(record: RunRecord) -> style.Picture | None:
             axes.axhline(1.0, color=style.GREY, linewidth=0.8, zorder=1)
         style.line_axes(axes, f"{style.letter(place)} {title}", "iteration", label)
         _mark_resumes(axes, record)
-        if place == 0:
-            axes.legend(loc="best", handlelength=2.6)
+    _band_legend(figure)
     return style.Picture(
         "spectra.png",
         figure,
         "Spectra of the model error",
-        "Bands of wavenumber, from the longest wavelengths (dark) to the shortest (bright); dashed: the deep half. A band is being "
-        "recovered when its error falls below 1 and its coherence rises to 1; amplitude without coherence is noise. "
-        "Long wavelengths are normally recovered first.",
+        "Bands of wavenumber, from the longest wavelengths (dark) to the shortest (bright)"
+        + ("; dashed: the deep half. " if any("deep" in key for pairs in found.values() for key, _ in pairs) else ". ")
+        + "A band is being recovered when its error falls below 1 and its coherence rises to 1; amplitude without "
+        "coherence is noise. Long wavelengths are normally recovered first.",
         f"Curves of {', '.join(titles[measure][0].lower() for measure in shown)} against iteration, one per band.",
     )
+
+
+def _band_legend(figure: Any) -> None:
+    """One legend below all panels: a row for the whole model, a row for its deep half."""
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    labels = [label for label in lines if not label.startswith("_")]
+    deep = [label for label in labels if "deep" in label]
+    whole = [label for label in labels if "deep" not in label]
+    columns = max(len(whole), len(deep), 1)
+    ordered = [label for pair in zip(whole, deep, strict=True) for label in pair] if len(whole) == len(deep) else labels
+    handles = [lines[label] for label in ordered]
+    figure.legend(handles, ordered, loc="outside lower center", ncols=min(columns, 6), handlelength=2.6)
 
 
 def _draw_bands(axes: Any, record: RunRecord, keys: Sequence[tuple[str, str]]) -> None:
@@ -176,6 +203,26 @@ def _draw_bands(axes: Any, record: RunRecord, keys: Sequence[tuple[str, str]]) -
             axes.plot(at, values, color=colour, linestyle=linestyle, label=label, marker="." if len(at) < 15 else "")
 
 
+def _with_unit(name: str) -> str:
+    """A scalar's name in words, its unit in brackets.
+
+    >>> _with_unit("deep_mae_mps"), _with_unit("effective_rank")
+    ('deep MAE (m/s)', 'effective rank')
+    """
+    for suffix, unit in (
+        ("_kmps2", " ((km/s)²)"),
+        ("_kmps", " (km/s)"),
+        ("_mps", " (m/s)"),
+        ("_s", " (s)"),
+        ("_m", " (m)"),
+    ):
+        if name.endswith(suffix):
+            name = name.removesuffix(suffix) + unit
+            break
+    words = name.replace("_", " ").split(" ")
+    return " ".join(word.upper() if word in ("mse", "mae", "rmse", "ssim", "rms", "ntk") else word for word in words)
+
+
 def _grouped(keys: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
     """Keys by measure: a trailing or embedded layer name becomes the label of a line in the measure's panel.
 
@@ -189,7 +236,7 @@ def _grouped(keys: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
         )
         rest = key if layer is None else key[: layer.start()] + key[layer.end() :]
         head, _, tail = rest.rpartition("/")
-        name = f"{head.replace('/', ' ')}: {tail}" if head else tail
+        name = f"{head.replace('/', ' ')}: {_with_unit(tail)}" if head else _with_unit(tail)
         label = "" if layer is None else re.sub(r"[_./]", " ", layer.group(1))
         groups.setdefault(name.replace("_", " ").strip(": "), []).append((key, label))
     return groups
@@ -205,7 +252,7 @@ def diagnostics(record: RunRecord) -> style.Picture | None:
     shown = list(groups.items())[:_MOST_PANELS]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure = style.new_figure(2.3 * rows + 0.2)
+    figure = style.new_figure(2.2 * rows + 0.3)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axes in grid[len(shown) :]:
         axes.remove()
@@ -213,20 +260,20 @@ def diagnostics(record: RunRecord) -> style.Picture | None:
         for (key, label), colour in zip(lines[:_MOST_LINES], [*style.CYCLE, style.GREY], strict=False):
             at, values = series(record.diagnostics, key)
             axes.plot(at, values, color=colour, label=label or None, marker="." if len(at) < 15 else "", linewidth=1.2)
-        bottom = place + columns >= len(shown)
-        style.line_axes(axes, f"{style.letter(place)} {name}", "iteration" if bottom else None, "")
-        axes.tick_params(labelbottom=bottom)
+        style.line_axes(axes, f"{style.letter(place)} {name}", None, "")
+        axes.tick_params(labelbottom=place + columns >= len(shown))
         if any(label for _, label in lines):
             axes.legend(loc="best", fontsize=7, ncols=2 if len(lines) > 4 else 1, handlelength=1.2)
+    figure.supxlabel("iteration", fontsize=9.5)
     left_out = len(groups) - len(shown)
     more = f" {left_out} more measures are in events.jsonl." if left_out else ""
     return style.Picture(
         "diagnostics.png",
         figure,
         "Diagnostics",
-        "Plasticity of the network and other measures. Compare methods at equal iterations rather than with an absolute "
-        "limit: growing shares of dormant or inactive units, a falling effective rank and parameters that hardly travel "
-        "mean that the network has stopped learning." + more,
+        "Plasticity of the network and other measures. Compare methods at equal iterations rather than with an "
+        "absolute limit: growing shares of dormant or inactive units, a falling effective rank and parameters that "
+        "hardly travel mean that the network has stopped learning." + more,
         "Small panels against iteration: " + ", ".join(name for name, _ in shown) + ".",
     )
 
@@ -234,11 +281,11 @@ def diagnostics(record: RunRecord) -> style.Picture | None:
 def cluster(record: RunRecord) -> style.Picture | None:
     """Seconds per iteration, share of idle time and shots per second, with lost workers and resumes marked."""
     panels = [
-        (key, label, scale)
-        for key, label, scale in (
-            ("seconds", "seconds per iteration", 1.0),
-            ("wait_share", "idle share (%)", 100.0),
-            ("shots_per_s", "shots per second", 1.0),
+        (key, title, label, scale)
+        for key, title, label, scale in (
+            ("seconds", "Duration of an iteration", "s", 1.0),
+            ("wait_share", "Idle share of the workers", "%", 100.0),
+            ("shots_per_s", "Throughput", "shots per second", 1.0),
         )
         if len(series(record.iterations, key)[0])
     ]
@@ -247,11 +294,11 @@ def cluster(record: RunRecord) -> style.Picture | None:
     lost = [event for event in record.of_kind("worker_lost") if as_number(event.get("iteration")) is not None]
     figure = style.new_figure(1.7 * len(panels) + 0.5)
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for place, (axes, (key, label, scale)) in enumerate(zip(rows, panels, strict=True)):
+    for place, (axes, (key, title, label, scale)) in enumerate(zip(rows, panels, strict=True)):
         at, values = series(record.iterations, key)
         axes.plot(at, values * scale, color=style.BLUE, linewidth=1.0, marker="." if len(at) < 60 else "")
-        style.line_axes(axes, f"{style.letter(place)} {label.capitalize()}", None, label)
-        axes.set_ylim(bottom=0)
+        style.line_axes(axes, f"{style.letter(place)} {title}", None, label)
+        axes.set_ylim(0, 1.15 * max(float(values.max()) * scale, 1e-3))
         _mark_resumes(axes, record)
         if place == 0 and lost:
             where = np.array([float(event["iteration"]) for event in lost])
@@ -267,7 +314,7 @@ def cluster(record: RunRecord) -> style.Picture | None:
         figure,
         "Workers",
         typical
-        + "Triangles mark iterations in which a worker was lost: they cost time, never a digit of the result. A high idle share "
-        "means too few items for the workers, or items of very unequal cost.",
-        f"Seconds, idle share and shots per second of every iteration; {len(lost)} workers were lost.",
+        + ("Triangles mark iterations in which a worker was lost: they cost time, not accuracy. " if lost else "")
+        + "A high idle share means too few items for the workers, or items of very unequal cost.",
+        f"Seconds, idle share and shots per second of every iteration; lost workers: {len(lost)}.",
     )

@@ -1,5 +1,6 @@
 """Figure of the gathers of one shot: observed, predicted before and after, what is left, and single traces."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,67 +13,59 @@ _CLIP_PERCENTILE = 96.0
 _TRACES = 4
 
 
+@dataclass(frozen=True)
+class _Shot:
+    """One stored shot: gathers float64[receiver, time] in the unit of the records, None where not written yet."""
+
+    number: int
+    observed: np.ndarray
+    initial: np.ndarray | None
+    predicted: np.ndarray | None
+    along: np.ndarray  # float64[receiver], in the unit of along_label
+    along_label: str
+    times: np.ndarray  # float64[time], in the unit of time_label
+    time_label: str
+
+
 def gathers(record: RunRecord) -> style.Picture | None:
     """Observed and predicted gathers of the middle stored shot, their residuals at one clip, and traces on top."""
-    results = record.results
-    stored = None if results is None else results.array("gathers/observed")
-    if results is None or stored is None or stored.shape[0] == 0:
+    shot = _middle_shot(record.results)
+    if shot is None:
         return None
-    place = stored.shape[0] // 2
-    observed = np.asarray(stored[place], dtype=np.float64)
-    initial, predicted = (_gather(results, name, place) for name in ("initial", "predicted"))
-    shots = results.array("gathers/shots")
-    shot = place if shots is None else int(shots[place])
-    distances, distance_label = _receiver_axis(results, place, observed.shape[0])
-    dt_s = results.dt_s
-    times = np.arange(observed.shape[1]) * (dt_s if dt_s is not None else 1.0)
-    time_label = "time (s)" if dt_s is not None else "time step"
-
-    live = np.isfinite(observed).all(axis=1)
-    clip = float(np.percentile(np.abs(observed[live]), _CLIP_PERCENTILE)) if live.any() else 0.0
-    clip = clip or float(np.nanmax(np.abs(observed), initial=0.0)) or 1.0
-    figure = style.new_figure(9.6)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2.5, 1.0))
-    top = upper.subplots(2, 3, sharex=True)
-    panels = [
-        (top[0, 0], observed, "Observed"),
-        (top[0, 1], initial, "Predicted, start"),
-        (top[0, 2], predicted, "Predicted, end"),
-        (top[1, 1], None if initial is None else initial - observed, "Residual, start"),
-        (top[1, 2], None if predicted is None else predicted - observed, "Residual, end"),
-    ]
-    image, images = None, [axes for axes, *_ in panels]
-    drawn = 0
-    for axes, gather, title in panels:
-        if gather is None:
-            axes.set_axis_off()
-            continue
-        image = axes.imshow(
-            gather.T,
-            extent=(distances[0], distances[-1], times[-1], times[0]),
-            cmap=style.GATHER_MAP,
-            vmin=-clip,
-            vmax=clip,
-            aspect="auto",
-        )
-        _say_fit(axes, gather, observed, f"{style.letter(drawn)} {title}", residual=title.startswith("Residual"))
-        axes.set_ylabel(time_label if axes in (top[0, 0], top[1, 1]) else "")
-        for spine in axes.spines.values():
-            spine.set_visible(True)
-        drawn += 1
-    upper.colorbar(image, ax=images, label="pressure (stored unit)", shrink=0.6, aspect=30, pad=0.01, extend="both")
-    _receiver_residuals(top[1, 0], distances, observed, initial, predicted, style.letter(drawn))
-    for axes in top[1]:
-        axes.set_xlabel(distance_label)
-    _traces(lower, times, time_label, distances, distance_label, (observed, initial, predicted))
+    figure = style.new_figure(10.4)
+    upper, lower = figure.subfigures(2, 1, height_ratios=(2.2, 1.0))
+    _draw_gathers(upper, shot)
+    traces = _draw_traces(lower, shot)
     return style.Picture(
         "gathers.png",
         figure,
-        f"Gathers of shot {shot}",
-        "The same grey scale everywhere, clipped so that reflections show. A good end leaves the residual flat grey; events "
+        f"Gathers of shot {shot.number}",
+        "One grey scale everywhere, clipped so that reflections show. A good end leaves the residual flat grey; events "
         "left in it are unexplained. Traces: a predicted wiggle more than half a period away from the observed one is "
         "cycle-skipped, and the inversion will pull it the wrong way.",
-        f"Observed and predicted gathers of shot {shot}, residuals before and after, and {_TRACES} traces overlaid.",
+        f"Observed and predicted gathers of shot {shot.number}, residuals before and after, {traces} traces overlaid.",
+    )
+
+
+def _middle_shot(results: Results | None) -> _Shot | None:
+    """The middle one of the stored shots, None where no observed gather is stored."""
+    observed = None if results is None else results.array("gathers/observed")
+    if results is None or observed is None or observed.shape[0] == 0:
+        return None
+    place = observed.shape[0] // 2
+    shots = results.array("gathers/shots")
+    _, receivers, samples = observed.shape
+    along, along_label = _receiver_axis(results, place, receivers)
+    dt_s = results.dt_s
+    return _Shot(
+        number=place if shots is None else int(shots[place]),
+        observed=np.asarray(observed[place], dtype=np.float64),
+        initial=_gather(results, "initial", place),
+        predicted=_gather(results, "predicted", place),
+        along=along,
+        along_label=along_label,
+        times=np.arange(samples) * (1.0 if dt_s is None else dt_s),
+        time_label="time step" if dt_s is None else "time (s)",
     )
 
 
@@ -83,7 +76,7 @@ def _gather(results: Results, name: str, place: int) -> np.ndarray | None:
 
 
 def _receiver_axis(results: Results, place: int, receivers: int) -> tuple[np.ndarray, str]:
-    """(one coordinate per receiver, axis label): km where positions are known or every column has one, else numbers."""
+    """(a coordinate per receiver, axis label): km where positions are stored or every column has one, else numbers."""
     positions = results.array("gathers/receivers_m")
     if positions is not None:
         distances = np.asarray(positions[place], dtype=np.float64)[:, 1]
@@ -95,60 +88,99 @@ def _receiver_axis(results: Results, place: int, receivers: int) -> tuple[np.nda
     return np.arange(receivers, dtype=np.float64), "receiver number"
 
 
-def _say_fit(axes: Any, gather: np.ndarray, observed: np.ndarray, title: str, *, residual: bool) -> None:
-    """Set the title; a residual's carries its rms as a share of the observed rms."""
-    power = float(np.nansum(observed**2))
-    share = f", {100 * np.sqrt(np.nansum(gather**2) / power):.3g} % rms" if residual and power > 0 else ""
-    axes.set_title(title + share)
+def _clip(observed: np.ndarray) -> float:
+    """Amplitude at which the grey scale ends, > 0."""
+    finite = np.abs(observed[np.isfinite(observed)])
+    if finite.size == 0:
+        return 1.0
+    return float(np.percentile(finite, _CLIP_PERCENTILE)) or float(finite.max()) or 1.0
 
 
-def _receiver_residuals(
-    axes: Any,
-    distances: np.ndarray,
-    observed: np.ndarray,
-    initial: np.ndarray | None,
-    predicted: np.ndarray | None,
-    letter: str,
-) -> None:
-    """Residual rms along the spread relative to the observed rms of the same receiver."""
-    rms = np.sqrt(np.mean(observed**2, axis=1))
-    for gather, name, line in ((initial, "start", style.INITIAL_LINE), (predicted, "end", style.INVERTED_LINE)):
+def _draw_gathers(figure: Any, shot: _Shot) -> None:
+    """Three gathers above; below them the residual by receiver and the two residual gathers."""
+    grid = figure.subplots(2, 3, sharex=True)
+    residuals = [None if gather is None else gather - shot.observed for gather in (shot.initial, shot.predicted)]
+    clip = _clip(shot.observed)
+    image = None
+    for axes, gather, title in (
+        (grid[0, 0], shot.observed, "(a) Observed"),
+        (grid[0, 1], shot.initial, "(b) Predicted, start"),
+        (grid[0, 2], shot.predicted, "(c) Predicted, end"),
+        (grid[1, 1], residuals[0], "(e) Residual, start" + _share(residuals[0], shot.observed)),
+        (grid[1, 2], residuals[1], "(f) Residual, end" + _share(residuals[1], shot.observed)),
+    ):
+        axes.set_title(title)
         if gather is None:
+            axes.text(
+                0.5, 0.5, "not computed yet", ha="center", va="center", transform=axes.transAxes, color=style.GREY
+            )
+            axes.set_yticks([])
             continue
-        left = np.sqrt(np.mean((gather - observed) ** 2, axis=1))
-        axes.plot(
-            distances, 100 * np.divide(left, rms, out=np.full_like(left, np.nan), where=rms > 0), label=name, **line
-        )
-    style.line_axes(axes, f"{letter} Residual by receiver", None, "residual rms (% of observed)")
+        extent = (shot.along[0], shot.along[-1], shot.times[-1], shot.times[0])
+        shown = axes.imshow(gather.T, extent=extent, cmap=style.GATHER_MAP, vmin=-clip, vmax=clip, aspect="auto")
+        image = image or shown
+        axes.tick_params(labelleft=axes in (grid[0, 0], grid[1, 1]))
+        for spine in axes.spines.values():
+            spine.set_visible(True)
+    grid[0, 0].set_ylabel(shot.time_label)
+    grid[1, 1].set_ylabel(shot.time_label)
+    figure.colorbar(
+        image, ax=grid, label="amplitude (unit of the records)", shrink=0.55, aspect=32, pad=0.01, extend="both"
+    )
+    _draw_residual_by_receiver(grid[1, 0], shot, residuals)
+    for axes in grid[1]:
+        axes.set_xlabel(shot.along_label)
+
+
+def _share(residual: np.ndarray | None, observed: np.ndarray) -> str:
+    """The residual's rms as a share of the observed rms, for a title."""
+    power = float(np.nansum(observed**2))
+    return "" if residual is None or power == 0 else f", {100 * np.sqrt(np.nansum(residual**2) / power):.3g} % rms"
+
+
+def _draw_residual_by_receiver(axes: Any, shot: _Shot, residuals: list[np.ndarray | None]) -> None:
+    """Residual rms along the spread relative to the observed rms of the same receiver."""
+    rms = np.sqrt(np.mean(shot.observed**2, axis=1))
+    lines = (("start", style.INITIAL_LINE), ("end", style.INVERTED_LINE))
+    for residual, (name, line) in zip(residuals, lines, strict=True):
+        if residual is not None:
+            left = np.sqrt(np.mean(residual**2, axis=1))
+            share = 100 * np.divide(left, rms, out=np.full_like(left, np.nan), where=rms > 0)
+            axes.plot(shot.along, share, label=name, **line)
+    style.line_axes(axes, "(d) Residual by receiver", None, "residual rms (% of observed)")
     axes.set_ylim(bottom=0)
     if axes.lines:
         axes.legend(loc="best")
 
 
-def _traces(
-    figure: Any,
-    times: np.ndarray,
-    time_label: str,
-    distances: np.ndarray,
-    distance_label: str,
-    gathers_of_shot: tuple[np.ndarray, np.ndarray | None, np.ndarray | None],
-) -> None:
-    """Overlay observed and predicted at receivers spread over the line, each trace scaled to the observed maximum."""
-    receivers = sorted({round(share * (len(distances) - 1)) for share in np.linspace(0.08, 0.92, _TRACES)})
-    rows = figure.subplots(len(receivers), 1, sharex=True, squeeze=False)[:, 0]
-    lines = (style.TRUE_LINE, style.INITIAL_LINE, style.INVERTED_LINE)
-    names = ("observed", "predicted, start", "predicted, end")
-    for axes, receiver in zip(rows, receivers, strict=True):
-        scale = float(np.nanmax(np.abs(gathers_of_shot[0][receiver]), initial=0.0)) or 1.0
-        for gather, name, line in zip(gathers_of_shot, names, lines, strict=True):
-            if gather is not None:
-                axes.plot(times, gather[receiver] / scale, label=name, **{**line, "linewidth": 1.0})
-        where = f"{distances[receiver]:.3g} km" if "km" in distance_label else f"receiver {receiver}"
+def _draw_traces(figure: Any, shot: _Shot) -> int:
+    """Overlay observed and predicted at receivers spread over the line; returns how many.
+
+    Amplitudes are multiplied by time, which makes up for part of the spreading, and scaled to the panel.
+    """
+    places = sorted({round(share * (len(shot.along) - 1)) for share in np.linspace(0.08, 0.92, _TRACES)})
+    rows = figure.subplots(len(places), 1, sharex=True, squeeze=False)[:, 0]
+    curves = (
+        (shot.observed, "observed", style.TRUE_LINE),
+        (shot.initial, "predicted, start", style.INITIAL_LINE),
+        (shot.predicted, "predicted, end", style.INVERTED_LINE),
+    )
+    for axes, place in zip(rows, places, strict=True):
+        traces = [(gather[place] * shot.times, name, line) for gather, name, line in curves if gather is not None]
+        scale = max(float(np.nanmax(np.abs(trace), initial=0.0)) for trace, *_ in traces) or 1.0
+        for trace, name, line in traces:
+            axes.plot(shot.times, trace / scale, label=name, **{**line, "linewidth": 1.1})
+        where = f"{shot.along[place]:.3g} km" if "km" in shot.along_label else f"receiver {place}"
         axes.set_ylabel(where, rotation=0, ha="right", va="center")
         axes.set_yticks([])
-        axes.set_xlim(times[0], times[-1])
+        axes.set_ylim(-1.1, 1.1)
+        axes.set_xlim(shot.times[0], shot.times[-1])
         axes.spines["left"].set_visible(False)
         axes.grid(True, axis="x")
-    rows[0].set_title("(g) Traces at four receivers, each scaled to its observed maximum")
+    for axes in rows[:-1]:
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(bottom=False)
+    rows[0].set_title("(g) Traces × time, each panel to its own scale")
     rows[0].legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=3)
-    rows[-1].set_xlabel(time_label)
+    rows[-1].set_xlabel(shot.time_label)
+    return len(places)

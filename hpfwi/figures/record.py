@@ -45,7 +45,7 @@ class Results:
 
     def array(self, path: str) -> Any | None:
         """The Zarr array at `path`, not read yet, or None."""
-        return self.group[path] if path in self.group else None
+        return self.group.get(path, None)
 
     def model(self, name: str) -> np.ndarray | None:
         """float64[z, x] in m/s: "true", "initial", "inverted" or "best"; None where the run has none."""

@@ -21,8 +21,7 @@ class _Panel:
     """A section of one group; the panels of a group share limits and colour bar."""
 
     title: str
-    values: np.ndarray
-    error_of: np.ndarray | None = None
+    values: np.ndarray  # [z, x], km/s
 
 
 def mean_squared_kmps2(model_kmps: np.ndarray, true_kmps: np.ndarray) -> float:
@@ -41,35 +40,51 @@ def _frame(results: Results, model: np.ndarray) -> style.Frame:
     return style.frame_of((rows, columns), results.spacing_m, results.origin_m)
 
 
-def _draw_groups(frame: style.Frame, velocities: Sequence[_Panel], differences: Sequence[_Panel], label: str) -> Any:
-    """Draw velocities and differences as two columns (wide sections) or as two rows, each with one colour bar."""
+def _draw_groups(
+    frame: style.Frame,
+    velocities: Sequence[_Panel],
+    differences: Sequence[_Panel],
+    *,
+    limits: tuple[float, float],
+    label: str,
+) -> Any:
+    """Draw velocities and differences, each group with one colour bar.
+
+    Wide sections stand in two columns, or in one where the groups differ in number; others in two rows.
+    """
+    largest = style.symmetric_limit(*[panel.values for panel in differences])
+    groups = [(list(velocities), style.VELOCITY_MAP, limits, "velocity (km/s)")]
+    if differences:
+        groups.append((list(differences), style.DIFFERENCE_MAP, (-largest, largest), label))
     wide = frame.ratio >= _WIDE_RATIO
-    count = max(len(velocities), len(differences))
-    columns, rows = (2, count) if wide else (count, 2 if differences else 1)
-    if wide and not differences:
-        columns = 1
-    panel_width = (style.PAGE_INCHES - 0.9) / max(columns, 2)
-    panel_height = panel_width / frame.drawn_ratio
-    height = rows * (panel_height + 0.33) + (1.0 if wide else 0.5)
-    figure = style.new_figure(height, layout="compressed")
+    columned = wide and len(velocities) == len(differences)
+    if columned:
+        rows, columns = len(velocities), 2
+    elif wide:
+        rows, columns = len(velocities) + len(differences), 1
+    else:
+        rows, columns = len(groups), max(len(velocities), len(differences))
+    width = style.PAGE_INCHES if columns > 1 else 0.75 * style.PAGE_INCHES
+    panel_height = (width - 0.9) / max(columns, 2 if not wide else 1) / frame.drawn_ratio
+    height = rows * (panel_height + 0.33) + (1.0 if columned else 0.5)
+    figure = style.new_figure(height, width_inches=width, layout="compressed")
     grid = figure.subplots(rows, columns, squeeze=False)
-    limits = style.velocity_limits(*[panel.values for panel in velocities[:1]])
-    largest = style.symmetric_limit(*[panel.values for panel in differences]) if differences else 1.0
+    if columned:
+        lines = [list(grid[:, 0]), list(grid[:, 1])]
+        bar: dict[str, Any] = {"location": "bottom", "shrink": 0.7, "aspect": 32, "pad": 0.02}
+    elif wide:
+        lines = [list(grid[: len(velocities), 0]), list(grid[len(velocities) :, 0])]
+        bar = {"location": "right", "shrink": 0.9, "aspect": 18, "pad": 0.015}
+    else:
+        lines = [list(row) for row in grid]
+        bar = {"location": "right", "shrink": 0.9, "aspect": 18, "pad": 0.015}
     drawn = 0
-    for group, (panels, colours, span, name) in enumerate(
-        (
-            (velocities, style.VELOCITY_MAP, limits, "velocity (km/s)"),
-            (differences, style.DIFFERENCE_MAP, (-largest, largest), label),
-        )
-    ):
-        if not panels:
-            continue
-        line = list(grid[:, group]) if wide else list(grid[group, :])
+    for line, (panels, colours, span, name) in zip(lines, groups, strict=False):
         for spare in line[len(panels) :]:
             spare.remove()
         used = line[: len(panels)]
-        for place, (axes, panel) in enumerate(zip(used, panels, strict=True)):
-            last = place == len(panels) - 1
+        for axes, panel in zip(used, panels, strict=True):
+            place = axes.get_subplotspec()
             image = style.draw_section(
                 axes,
                 panel.values,
@@ -77,20 +92,11 @@ def _draw_groups(frame: style.Frame, velocities: Sequence[_Panel], differences: 
                 title=f"{style.letter(drawn)} {panel.title}",
                 colours=colours,
                 limits=span,
-                outer=(group == 0 or not wide and place == 0, last if wide else group == 1 or not differences),
+                outer=(place.is_first_col(), place.is_last_row()),
             )
-            if not wide and place > 0:
-                axes.tick_params(labelleft=False)
-                axes.set_ylabel("")
             drawn += 1
-        figure.colorbar(
-            image,
-            ax=used,
-            label=name,
-            location="bottom" if wide else "right",
-            extend=style.extends([panel.values for panel in panels], span),
-            **({"shrink": 0.7, "aspect": 32, "pad": 0.02} if wide else {"shrink": 0.9, "aspect": 18, "pad": 0.015}),
-        )
+        extend = style.extends([panel.values for panel in panels], span)
+        figure.colorbar(image, ax=used, label=name, extend=extend, **bar)
     return figure
 
 
@@ -108,13 +114,11 @@ def models(record: RunRecord) -> style.Picture | None:
         velocities.append(_Panel(f"Inverted{_after(record)}", inverted))
         differences.append(_Panel("Update: inverted − initial", inverted - initial))
     if true is not None:
-        differences.append(
-            _Panel(f"Initial − true, MSE {mean_squared_kmps2(initial, true):.3g} (km/s)²", initial - true)
-        )
+        differences.append(_Panel(f"Initial − true{_error(initial, true)}", initial - true))
         if inverted is not None:
-            error = mean_squared_kmps2(inverted, true)
-            differences.append(_Panel(f"Inverted − true, MSE {error:.3g} (km/s)²", inverted - true))
-    figure = _draw_groups(_frame(results, initial), velocities, differences, "difference (km/s)")
+            differences.append(_Panel(f"Inverted − true{_error(inverted, true)}", inverted - true))
+    limits = style.velocity_limits(*([true] if true is not None else [initial, inverted]))
+    figure = _draw_groups(_frame(results, initial), velocities, differences, limits=limits, label="difference (km/s)")
     return style.Picture(
         "models.png",
         figure,
@@ -129,7 +133,7 @@ def _after(record: RunRecord) -> str:
 
 
 def _models_caption(has_true: bool, has_inverted: bool) -> str:
-    colours = "All velocity panels share one colour scale, all difference panels another; red is too fast. "
+    colours = "All velocity panels share one colour scale, all difference panels another. "
     if not has_inverted:
         return colours + "The run has not stored an inverted model yet."
     if not has_true:
@@ -138,8 +142,8 @@ def _models_caption(has_true: bool, has_inverted: bool) -> str:
             "rings around the sources or stripes at the edges are artefacts."
         )
     return colours + (
-        "Look at whether the inverted error is paler than the initial one, and where colour is left: usually in the deep "
-        "part and at the sides, where few waves pass."
+        "In the errors red is too fast and blue too slow. Look at whether the inverted error is paler than the "
+        "initial one, and where colour is left: usually in the deep part and at the sides, where few waves pass."
     )
 
 
@@ -150,6 +154,10 @@ def _models_alt(true: np.ndarray | None, initial: np.ndarray, inverted: np.ndarr
         if model is not None
     ]
     return "Velocity sections: " + ", ".join(parts) + "; beside them their differences."
+
+
+def _error(model: np.ndarray, true: np.ndarray | None) -> str:
+    return "" if true is None else f", MSE {mean_squared_kmps2(model, true):.3g} (km/s)²"
 
 
 def history(record: RunRecord) -> style.Picture | None:
@@ -165,13 +173,20 @@ def history(record: RunRecord) -> style.Picture | None:
     kind = "true" if true is not None else "initial"
     velocities = [_Panel(f"Iteration {iterations[place]}", model) for place, model in zip(chosen, stack, strict=True)]
     differences = [
-        _Panel(f"Iteration {iterations[place]} − {kind}", model - reference)
-        for place, model in zip(chosen, stack, strict=True)
+        _Panel("Change" if true is None else f"MSE {mean_squared_kmps2(model, true):.3g} (km/s)²", model - reference)
+        for model in stack
     ]
-    figure = _draw_groups(_frame(results, stack[0]), velocities, differences, f"difference to the {kind} model (km/s)")
+    limits = style.velocity_limits(*([true] if true is not None else stack))
+    figure = _draw_groups(
+        _frame(results, stack[0]),
+        velocities,
+        differences,
+        limits=limits,
+        label=f"difference to the {kind} model (km/s)",
+    )
     caption = (
-        "The model on its way, and its error. Healthy runs fix the shallow part first and then deepen; an error that grows "
-        "while the misfit falls points to cycle skipping."
+        "The model on its way, and its error. Healthy runs fix the shallow part first and then deepen; an error that "
+        "grows while the misfit falls points to cycle skipping."
         if true is not None
         else "The model on its way, and how far it has moved from its start."
     )
@@ -203,7 +218,7 @@ def profiles(record: RunRecord) -> style.Picture | None:
             if model is not None:
                 axes.plot(model[:, column], depths, label=name, **line)
         distance = (results.origin_m[1] + column * results.spacing_m[1]) * frame.per_metre
-        style.line_axes(axes, f"{style.letter(place)} at {distance:.4g} {frame.unit}", "velocity (km/s)", "")
+        style.line_axes(axes, f"{style.letter(place)} x = {distance:.3g} {frame.unit}", "velocity (km/s)", "")
     axes_row[0].set_ylabel(f"depth ({frame.unit})")
     axes_row[0].set_ylim(depths[-1], depths[0])
     axes_row[0].legend(loc="lower left")
@@ -211,7 +226,7 @@ def profiles(record: RunRecord) -> style.Picture | None:
         "profiles.png",
         figure,
         "Vertical profiles",
-        "Velocity against depth. Look at whether interfaces sit at the right depth, and at which depth the inverted curve "
-        "falls back to the initial one: below it the data said nothing.",
+        "Velocity against depth. Look at whether interfaces sit at the right depth, and at which depth the inverted "
+        "curve falls back to the initial one: below it the data said nothing.",
         f"Velocity against depth at {len(columns)} positions along the line for the models that the run has.",
     )

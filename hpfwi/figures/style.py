@@ -1,6 +1,6 @@
 """The common look of all figures: fonts, colours, colour maps, axes in metres or kilometres, saving.
 
-Figures are `matplotlib.figure.Figure` objects drawn with Agg; pyplot, its figure list and its backend are never touched.
+Figures are `matplotlib.figure.Figure` objects drawn with Agg; pyplot and its backend are never touched.
 Matplotlib is imported inside the functions, because `import hpfwi` has to stay light.
 """
 
@@ -30,7 +30,7 @@ INVERTED_LINE: dict[str, Any] = {"color": BLUE, "linewidth": 1.5}
 
 _LOOK: dict[str, Any] = {
     "font.size": 9.5,
-    "axes.titlesize": 10,
+    "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
     "axes.labelsize": 9.5,
     "axes.edgecolor": "#555555",
@@ -133,8 +133,8 @@ class Frame:
 def frame_of(shape: tuple[int, int], spacing_m: tuple[float, float], origin_m: tuple[float, float]) -> Frame:
     """The frame of a model[z, x] whose cell (0, 0) is centred on origin_m: kilometres from 2 km of extent, else metres.
 
-    >>> frame_of((101, 301), (10.0, 10.0), (5.0, 5.0))
-    Frame(left=0.0, right=3.01, top=0.0, bottom=1.01, unit='km', per_metre=0.001)
+    >>> frame_of((100, 300), (10.0, 10.0), (5.0, 5.0))
+    Frame(left=0.0, right=3.0, top=0.0, bottom=1.0, unit='km', per_metre=0.001)
     """
     rows, columns = shape
     (dz_m, dx_m), (z_m, x_m) = spacing_m, origin_m
@@ -197,18 +197,18 @@ def velocity_limits(*models: np.ndarray | None) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.05, high + 0.05)
 
 
-def symmetric_limit(*fields: np.ndarray, percentile: float = 99.0) -> float:
+def symmetric_limit(*fields: np.ndarray, percentile: float = 97.0) -> float:
     """A round number near the percentile of the fields' absolute values: the largest field sets it.
 
     >>> symmetric_limit(np.array([-0.93, 0.1]), percentile=100)
-    1.0
+    0.95
     """
     peaks = [np.nanpercentile(np.abs(field), percentile) for field in fields if np.isfinite(field).any()]
     peak = max(peaks, default=0.0)
     if peak <= 0.0:
         return 1.0
     unit = 10.0 ** np.floor(np.log10(peak))
-    return float(np.ceil(peak / unit * 2 - 1e-9) / 2 * unit)
+    return float(f"{np.ceil(peak / unit * 2 - 1e-9) / 2 * unit:.3g}")
 
 
 def extends(values: list[np.ndarray], limits: tuple[float, float]) -> str:
