@@ -192,4 +192,10 @@ def peak_frequency_hz(wavelet: ArrayLike, dt_s: float) -> float:
     raises  DataError: the wavelet is zero everywhere
     """
     frequencies, energy = _energy_spectrum(wavelet, dt_s)
-    return float(frequencies[int(np.argmax(energy))])
+    top = int(np.argmax(energy))
+    if not 0 < top < len(energy) - 1:
+        return float(frequencies[top])
+    # The maximum of the parabola through the highest bin and its neighbours.
+    before, here, after = energy[top - 1 : top + 2]
+    shift = 0.5 * (before - after) / (before - 2 * here + after)
+    return float(frequencies[top] + shift * frequencies[1])
