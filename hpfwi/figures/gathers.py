@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from hpfwi.figures import style
-from hpfwi.figures.record import Results, RunRecord
+from hpfwi.figures.record import RunRecord, StoredResults
 
 # Direct waves are far stronger than reflections; clipping at this percentile of the observed amplitudes shows both.
 _CLIP_PERCENTILE = 96.0
@@ -47,7 +47,7 @@ def gathers(record: RunRecord) -> style.Picture | None:
     )
 
 
-def _middle_shot(results: Results | None) -> _Shot | None:
+def _middle_shot(results: StoredResults | None) -> _Shot | None:
     """The middle one of the stored shots, None where no observed gather is stored."""
     observed = None if results is None else results.array("gathers/observed")
     if results is None or observed is None or observed.shape[0] == 0:
@@ -69,13 +69,13 @@ def _middle_shot(results: Results | None) -> _Shot | None:
     )
 
 
-def _gather(results: Results, name: str, place: int) -> np.ndarray | None:
+def _gather(results: StoredResults, name: str, place: int) -> np.ndarray | None:
     """float64[receiver, time] of one stored shot, None where the run has not written it."""
     stored = results.array(f"gathers/{name}")
     return None if stored is None or stored.shape[0] <= place else np.asarray(stored[place], dtype=np.float64)
 
 
-def _receiver_axis(results: Results, place: int, receivers: int) -> tuple[np.ndarray, str]:
+def _receiver_axis(results: StoredResults, place: int, receivers: int) -> tuple[np.ndarray, str]:
     """(a coordinate per receiver, axis label): km where positions are stored or every column has one, else numbers."""
     positions = results.array("gathers/receivers_m")
     if positions is not None:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from hpfwi.errors import DataError
+from hpfwi.run_folder import read_events
 
 Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Results:
+class StoredResults:
     """The arrays of `results.zarr`, read when asked for; whatever a run has not written yet is None.
 
     group  the open Zarr group: model/* [z, x] in m/s, gathers/* [shot, receiver, time]
@@ -74,7 +75,7 @@ class RunRecord:
     config: dict[str, Any]
     environment: dict[str, Any]
     events: tuple[Event, ...]
-    results: Results | None
+    results: StoredResults | None
     done: dict[str, Any] | None
 
     @property
@@ -88,13 +89,17 @@ class RunRecord:
 
     @cached_property
     def iterations(self) -> list[Event]:
-        """One "iteration" event per iteration, in order; after a resume the later run of an iteration counts."""
-        return settled(self.events, "iteration")
+        """One "iteration" event per iteration, in order; where one was computed again, the later counts."""
+        return self._by_iteration("iteration")
 
     @cached_property
     def diagnostics(self) -> list[Event]:
-        """One "diagnostics" event per iteration, in order; after a resume the later one counts."""
-        return settled(self.events, "diagnostics")
+        """One "diagnostics" event per iteration, in order; where one was computed again, the later counts."""
+        return self._by_iteration("diagnostics")
+
+    def _by_iteration(self, kind: str) -> list[Event]:
+        latest = {event["iteration"]: event for event in self.of_kind(kind) if isinstance(event.get("iteration"), int)}
+        return [latest[iteration] for iteration in sorted(latest)]
 
     @property
     def planned_iterations(self) -> int | None:
@@ -129,47 +134,10 @@ def as_number(value: object) -> float | None:
     return float(value)
 
 
-def settled(events: Iterable[Event], kind: str) -> list[Event]:
-    """The events of one kind that still hold: one per iteration, the latest, in order of iteration.
-
-    A run that went back to a checkpoint has written some iterations twice and may have left others behind.
-
-    >>> log = [{"kind": "iteration", "iteration": i} for i in (0, 1, 2)]
-    >>> log += [{"kind": "rewind", "iteration": 0}, {"kind": "iteration", "iteration": 1, "again": True}]
-    >>> [(event["iteration"], "again" in event) for event in settled(log, "iteration")]
-    [(0, False), (1, True)]
-    """
-    latest: dict[int, Event] = {}
-    for event in events:
-        iteration = event.get("iteration")
-        if not isinstance(iteration, int):
-            continue
-        if event.get("kind") in ("rewind", "resume"):
-            latest = {number: kept for number, kept in latest.items() if number <= iteration}
-        elif event.get("kind") == kind:
-            latest[iteration] = event
-    return [latest[number] for number in sorted(latest)]
-
-
 def series(events: Iterable[Event], key: str) -> tuple[np.ndarray, np.ndarray]:
     """(iterations int64[n], values float64[n]) of the events that hold a finite number under `key`."""
     pairs = [(event["iteration"], value) for event in events if (value := as_number(event.get(key))) is not None]
     return np.array([pair[0] for pair in pairs], dtype=np.int64), np.array([pair[1] for pair in pairs], dtype=float)
-
-
-def read_events(path: Path) -> tuple[Event, ...]:
-    """The events of an `events.jsonl`, oldest first; a line that a crash cut short is left out."""
-    if not path.exists():
-        return ()
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(event, dict):
-            events.append(event)
-    return tuple(events)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -183,14 +151,14 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else {}
 
 
-def _open_results(path: Path) -> Results | None:
+def _open_results(path: Path) -> StoredResults | None:
     """The results of the folder, None where it has none (yet)."""
     import zarr
 
     if not (path / "zarr.json").exists():
         return None
     group = zarr.open_group(str(path), mode="r")
-    return Results(group) if "spacing_m" in group.attrs else None
+    return StoredResults(group) if "spacing_m" in group.attrs else None
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -216,7 +184,7 @@ def read_record(folder: Path) -> RunRecord:
         folder=folder,
         config=config,
         environment=_read_json(folder / "env.json") or {},
-        events=read_events(events_path),
+        events=tuple(read_events(folder)) if events_path.exists() else (),
         results=_open_results(folder / "results.zarr"),
         done=_read_json(folder / "done.json"),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hpfwi.figures import style
-from hpfwi.figures.record import Results, RunRecord
+from hpfwi.figures.record import RunRecord, StoredResults
 
 MPS_TO_KMPS = 1e-3
 _HISTORY_ROWS = 4
@@ -29,13 +29,13 @@ def mean_squared_kmps2(model_kmps: np.ndarray, true_kmps: np.ndarray) -> float:
     return float(np.mean((model_kmps - true_kmps) ** 2))
 
 
-def in_kmps(results: Results | None, name: str) -> np.ndarray | None:
+def in_kmps(results: StoredResults | None, name: str) -> np.ndarray | None:
     """A model of the results in km/s, None where the run has none."""
     model = None if results is None else results.model(name)
     return None if model is None else model * MPS_TO_KMPS
 
 
-def _frame(results: Results, model: np.ndarray) -> style.Frame:
+def _frame(results: StoredResults, model: np.ndarray) -> style.Frame:
     rows, columns = model.shape
     return style.frame_of((rows, columns), results.spacing_m, results.origin_m)
 
@@ -129,7 +129,7 @@ def models(record: RunRecord) -> style.Picture | None:
 
 
 def _after(record: RunRecord) -> str:
-    return f", after {record.iterations[-1]['iteration'] + 1} iterations" if record.iterations else ""
+    return f", after {len(record.iterations)} iterations" if record.iterations else ""
 
 
 def _models_caption(has_true: bool, has_inverted: bool) -> str:
