@@ -49,8 +49,8 @@ def ssim_map(velocity: NDArray[np.floating], true: NDArray[np.floating]) -> NDAr
     """Structural similarity around each cell, float64[z, x], or None where a side has fewer than 7 cells.
 
     Uniform 7 x 7 window, K1 = 0.01, K2 = 0.03, sample covariance, data range max(true) - min(true), 1 m/s for a
-    constant true model. The outermost 3 cells, whose windows would leave the model, are NaN; the mean of the rest is the
-    value that `skimage.metrics.structural_similarity` returns.
+    constant true model. The outermost 3 cells, whose windows would leave the model, are NaN; the mean of the rest is
+    the value that `skimage.metrics.structural_similarity` returns.
     """
     if min(true.shape) < SSIM_WINDOW:
         return None

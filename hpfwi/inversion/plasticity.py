@@ -146,7 +146,7 @@ def adaptability(
     """Loss of `network` over loss of `fresh` after both are fitted to the same target; above 2 means lost plasticity.
 
     The direct test of plasticity, for use on checkpoints after a run: it costs 2 x `steps` network passes. Both
-    networks are copied, not changed. The linear layer starts at zero in both, so that neither profits from what it holds.
+    networks are copied, not changed. The linear layer starts at zero in both, so that neither has a lead.
 
     coordinates   Tensor[point, axis]
     target        Tensor[point], in units of the network's output, e.g. (true - initial) / scale
