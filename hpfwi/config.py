@@ -1,0 +1,410 @@
+"""The configuration of a run: one strict tree of settings, read from TOML and changed by `--set a.b=value`.
+
+Each part of the tree is defined beside the code that uses it; this module joins the parts, adds the few that belong to
+the run as a whole, and turns whatever a user wrote into either a `RunConfig` or one sentence that says what to change.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from hpfwi_cluster.settings import ClusterSettings
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hpfwi.errors import ConfigError
+from hpfwi.inversion.parameterisation import ParameterisationSettings
+from hpfwi.options import NONE, Option, as_toml, options_of, toml_value
+from hpfwi.physics.model import ModelSettings
+from hpfwi.physics.modelling import ModellingSettings
+from hpfwi.physics.source import SourceSettings
+from hpfwi.physics.survey import SurveySettings
+
+Origins = dict[str, str]
+"""Where each option got its value, by dotted name: "default", "--set", or the name of the file or recipe."""
+
+TO_BE_GIVEN = "PATH"
+"""Stands in a recipe for the file that its user has to name."""
+
+FILE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "model.true": ("procedural", TO_BE_GIVEN),
+    "model.initial": ("smooth", "linear", "constant"),
+    "source.wavelet": ("ricker",),
+    "data.observed": (),
+}
+"""Options whose value may be a file, and the words that are not one. Relative files are made absolute on loading."""
+
+
+class DataSettings(BaseModel):
+    """The observed gathers: read from a file, or simulated in the true model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    observed: str | None = Field(
+        default=None, description='Gathers to invert, a .zarr folder; "none" simulates them in the true model.'
+    )
+    refine: int = Field(
+        default=2,
+        ge=1,
+        le=8,
+        description="The simulation of observed gathers uses cells this many times smaller than the inversion's, so "
+        "that its numerical errors are others; 1 is the same grid.",
+    )
+    order: Literal[2, 4, 6, 8] | None = Field(
+        default=None, description='Order in space of that simulation; "none" is the inversion\'s.'
+    )
+    noise_std_share: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Standard deviation of Gaussian noise added to simulated gathers, as a share of theirs.",
+    )
+    noise_seed: int = Field(default=0, ge=0, description="Seed of that noise.")
+
+
+class InversionSettings(BaseModel):
+    """What is optimised, for how long, and what is kept on the way."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iterations: int = Field(default=300, ge=1, description="Iterations of the optimiser.")
+    shots_per_iteration: int | None = Field(
+        default=None, ge=1, description='Shots drawn at random for each iteration; "none" uses all of them.'
+    )
+    shots_per_item: int = Field(
+        default=1, ge=1, description="Shots that a worker takes at once; the result changes by rounding only."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the network's weights and of the draw of shots.")
+    misfit: Literal["l2"] = Field(
+        default="l2", description='Distance of predicted to observed gathers: "l2" is ½ Σ residual².'
+    )
+    diagnostics_every: int = Field(default=10, ge=1, description="Iterations between diagnostics of model and network.")
+    snapshot_every: int = Field(default=10, ge=1, description="Iterations between models kept in the history.")
+    checkpoint_every: int = Field(default=20, ge=1, description="Iterations between checkpoints.")
+    parameterisation: ParameterisationSettings = ParameterisationSettings.model_validate({})
+
+    @model_validator(mode="after")
+    def _whole_items(self) -> InversionSettings:
+        if self.shots_per_iteration is not None and self.shots_per_iteration % self.shots_per_item:
+            raise ValueError(
+                f"shots_per_iteration={self.shots_per_iteration} is not a multiple of "
+                f"shots_per_item={self.shots_per_item}; change one of the two"
+            )
+        return self
+
+
+class OutputSettings(BaseModel):
+    """Where run folders go."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str = Field(
+        "runs", min_length=1, description="Folder that gets one folder per run, seen from where you are."
+    )
+
+
+class RunConfig(BaseModel):
+    """Everything that determines a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(
+        default="run",
+        max_length=100,
+        description="Name of the run and of its folder; without one, the name of the TOML file.",
+    )
+    model: ModelSettings = ModelSettings.model_validate({})
+    survey: SurveySettings = SurveySettings.model_validate({})
+    source: SourceSettings = SourceSettings.model_validate({})
+    modelling: ModellingSettings = ModellingSettings.model_validate({})
+    data: DataSettings = DataSettings.model_validate({})
+    inversion: InversionSettings = InversionSettings.model_validate({})
+    cluster: ClusterSettings = ClusterSettings.model_validate({})
+    output: OutputSettings = OutputSettings.model_validate({})
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError("it must be letters, digits, dots, dashes and underscores, a letter or digit first")
+        return value
+
+
+def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> tuple[RunConfig, Origins]:
+    """Read a configuration and say where each of its values comes from.
+
+    source      a TOML file, the name of a recipe (see `recipe_names`), or None for the defaults alone
+    overrides   "a.b=value", applied in order; the value is TOML, or text where it is not valid TOML
+    raises      ConfigError: one sentence naming the option, its value, its limit and the remedy
+    """
+    defaults = options_of(RunConfig())
+    table, origin, folder = _read(source)
+    values: dict[str, Any] = {}
+    origins: Origins = dict.fromkeys(defaults, "default")
+    for name, value in _leaves(table, defaults):
+        values[name] = _resolved(defaults[name], value, folder)
+        origins[name] = origin
+    if source is not None and "name" not in values:
+        values["name"] = _name_from(origin)
+        origins["name"] = origin
+    spelled: dict[str, str] = {}
+    for override in overrides:
+        name, text = _split_override(override, defaults)
+        values[name] = _resolved(defaults[name], _parse_value(text), Path.cwd())
+        spelled[name] = text
+        origins[name] = "--set"
+    for name, value in values.items():
+        _refuse_early(defaults[name], value, origins[name])
+    return _validate(values, spelled, origins, defaults), origins
+
+
+def require_input(config: RunConfig) -> None:
+    """Raise ConfigError where a run has neither observed gathers nor a true model to simulate them in."""
+    if config.model.true == TO_BE_GIVEN:
+        raise ConfigError(
+            f"{config.name} needs a velocity model that does not come with hpfwi; name its file (.npy, .npz, .zarr, "
+            ".segy or .sgy) with --model PATH."
+        )
+    if config.data.observed is None and config.model.true is None:
+        raise ConfigError(
+            "There is nothing to invert, because model.true and data.observed are both none; name a velocity model "
+            "with --model PATH, or observed gathers with --set data.observed=PATH."
+        )
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with hpfwi."""
+    entries = importlib.resources.files("hpfwi").joinpath("recipes").iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
+
+
+def describe(config: RunConfig, origins: Mapping[str, str]) -> str:
+    """Every option as TOML with its meaning, value, origin and default; itself a file that `load_config` reads."""
+    return as_toml(config, origins, options_of(RunConfig()))
+
+
+def _read(source: str | Path | None) -> tuple[dict[str, Any], str, Path]:
+    """The table of a file or recipe, a name for its origin, and the folder that relative files start from."""
+    if source is None:
+        return {}, "default", Path.cwd()
+    path = Path(source)
+    try:
+        if not path.is_file() and str(source) in recipe_names():
+            text = importlib.resources.files("hpfwi").joinpath("recipes", f"{source}.toml").read_text("utf-8")
+            return tomllib.loads(text), f"recipe {source}", Path.cwd()
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig")), path.name, path.absolute().parent
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{source} does not exist; give a TOML file or one of the recipes {', '.join(recipe_names())}."
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{source} cannot be read ({error.strerror}); give a TOML file or a recipe.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source} is not valid TOML ({error}); correct it there.") from error
+
+
+def _name_from(origin: str) -> str:
+    """A run name from "recipe demo" or "my line.toml"."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", origin.removeprefix("recipe ").removesuffix(".toml")).lstrip("._-")
+    return stem[:100] or "run"
+
+
+def _leaves(table: Mapping[str, Any], defaults: Mapping[str, Option], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted name, value) of a table; raises ConfigError at the first name that is not an option."""
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if name in defaults:
+            yield name, value
+        elif not _is_table(name, defaults):
+            raise _unknown(name, defaults)
+        elif isinstance(value, Mapping):
+            yield from _leaves(value, defaults, f"{name}.")
+        else:
+            raise _not_an_option_but_a_table(name, value, defaults)
+
+
+def _is_table(name: str, defaults: Mapping[str, Option]) -> bool:
+    return any(option.startswith(f"{name}.") for option in defaults)
+
+
+def _unknown(name: str, defaults: Mapping[str, Option]) -> ConfigError:
+    """The error for a name that is not an option, with the nearest ones there are."""
+    near = _nearest(name, defaults)
+    hint = f"did you mean {' or '.join(near[:2])}?" if near else "`hpfwi config` prints every option."
+    return ConfigError(f"{name} is not an option; {hint}")
+
+
+def _nearest(name: str, defaults: Mapping[str, Option]) -> list[str]:
+    """Options of the same last part in another table, else of a similar one in the same, else similar all over."""
+    table, _, last = name.rpartition(".")
+    same = [option for option in defaults if option.rpartition(".")[2] == last]
+    if same:
+        return same
+    siblings = [option for option in defaults if option.rpartition(".")[0] == table]
+    tables = sorted({option.rpartition(".")[0] for option in defaults} - {""})
+    return difflib.get_close_matches(name, siblings, n=1, cutoff=0.75) or difflib.get_close_matches(
+        name, [*defaults, *tables], n=1, cutoff=0.65
+    )
+
+
+def _not_an_option_but_a_table(name: str, value: Any, defaults: Mapping[str, Option]) -> ConfigError:
+    first = next(option for option in defaults if option.startswith(f"{name}."))
+    return ConfigError(
+        f"{name} = {toml_value(value)} cannot be used, because {name} is a table of options; set one of them, such as "
+        f"{first}."
+    )
+
+
+def _split_override(override: str, defaults: Mapping[str, Option]) -> tuple[str, str]:
+    name, equals, text = override.partition("=")
+    name, text = name.strip(), text.strip()
+    if not equals or not name:
+        raise ConfigError(
+            f'--set "{override}" has no name and value; write it as --set inversion.iterations=50, for example.'
+        )
+    if name not in defaults:
+        raise (
+            _not_an_option_but_a_table(name, text, defaults) if _is_table(name, defaults) else _unknown(name, defaults)
+        )
+    return name, text
+
+
+def _parse_value(text: str) -> Any:
+    """A value after `--set name=`: TOML where it is that, else the text itself.
+
+    >>> _parse_value("3"), _parse_value("[1, 2]"), _parse_value("s-denorm"), _parse_value("'s'"), _parse_value("none")
+    (3, [1, 2], 's-denorm', 's', 'none')
+    """
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def _resolved(option: Option, value: Any, folder: Path) -> Any:
+    """The value with "none" read as None and a relative file made absolute from `folder`."""
+    if value == NONE and option.may_be_none:
+        return None
+    words = FILE_OPTIONS.get(option.name)
+    if words is None or not isinstance(value, str) or value in words or not value:
+        return value
+    return str((folder / Path(value).expanduser()).resolve())
+
+
+def _refuse_early(option: Option, value: Any, origin: str) -> None:
+    """Refuse what pydantic would let pass: numbers that are not finite, and true or false for a number."""
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, float) and not math.isfinite(item) for item in items):
+        raise _refusal(option, value, origin, "; give a finite number", "")
+    if bool not in option.accepts and any(isinstance(item, bool) for item in items):
+        raise _refusal(option, value, origin, "; give a value that is neither true nor false", "")
+
+
+def _validate(
+    values: Mapping[str, Any], spelled: Mapping[str, str], origins: Origins, defaults: Mapping[str, Option]
+) -> RunConfig:
+    try:
+        return RunConfig.model_validate(_nested(values))
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    # `--set name=2024` is a number in TOML and meant as text: where text is asked for, take it as it was spelled.
+    as_text = {
+        name: spelled[name]
+        for problem in problems
+        if problem["type"] == "string_type" and (name := _option_at(problem["loc"], defaults)) in spelled
+    }
+    if as_text and any(values[name] != text for name, text in as_text.items()):
+        return _validate({**values, **as_text}, {}, origins, defaults)
+    raise _first_problem(problems, values, origins, defaults)
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names as nested tables."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *tables, key = name.split(".")
+        table = tree
+        for part in tables:
+            table = table.setdefault(part, {})
+        table[key] = value
+    return tree
+
+
+def _option_at(location: Sequence[int | str], defaults: Mapping[str, Option]) -> str:
+    """The dotted name of the option or table that a pydantic location lies in."""
+    name = ""
+    for part in location:
+        longer = f"{name}.{part}" if name else str(part)
+        if longer not in defaults and not _is_table(longer, defaults):
+            break
+        name = longer
+    return name
+
+
+def _first_problem(
+    problems: Sequence[Any], values: Mapping[str, Any], origins: Origins, defaults: Mapping[str, Option]
+) -> ConfigError:
+    """One sentence for the first option with a problem, and a count of the others."""
+    by_name: dict[str, list[Any]] = {}
+    for problem in problems:
+        by_name.setdefault(_option_at(problem["loc"], defaults), []).append(problem)
+    name, wrong = next(iter(by_name.items()))
+    others = f" (and {len(by_name) - 1} more to correct: {', '.join(list(by_name)[1:])})" if len(by_name) > 1 else ""
+    if name not in defaults:
+        table = f"[{name}] " if name else ""
+        return ConfigError(f"{table}{_own_words(wrong[0])}{others}.")
+    own = [_own_words(problem) for problem in wrong if problem["type"] in ("value_error", "assertion_error")]
+    if own:
+        return _refusal(defaults[name], values.get(name), origins[name], f": {own[0]}{others}.")
+    wants = " or ".join(dict.fromkeys(_wanted(problem) for problem in wrong))
+    return _refusal(defaults[name], values.get(name), origins[name], f"; give {wants}", others)
+
+
+def _refusal(option: Option, value: Any, origin: str, remedy: str, others: str | None = None) -> ConfigError:
+    """`option = value cannot be used` and what to do; with `others` the meaning of the option is said too."""
+    shown = str(value) if isinstance(value, float) else toml_value(value) if _has_toml(value) else str(value)
+    about = "" if others is None else f" ({option.description.rstrip('.')}){others}."
+    return ConfigError(f"{option.name} = {shown} (from {origin}) cannot be used{remedy}{about}")
+
+
+def _has_toml(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int | list | tuple | Mapping)
+
+
+def _own_words(problem: Mapping[str, Any]) -> str:
+    """What a validator in the code said, without pydantic's prefix and the final full stop."""
+    return " ".join(str(problem["msg"]).removeprefix("Value error, ").split()).rstrip(".")
+
+
+def _wanted(problem: Mapping[str, Any]) -> str:
+    """What would have been right, in words, from one pydantic error."""
+    context = problem.get("ctx", {})
+    for key, words in (("gt", "more than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most")):
+        if key in context:
+            return f"{words} {context[key]:g}"
+    kind = str(problem["type"])
+    match kind.split("_")[0]:
+        case "literal":
+            return str(context["expected"]).replace("'", '"')
+        case "int":
+            return "a whole number"
+        case "float" | "finite":
+            return "a finite number"
+        case "bool":
+            return "true or false"
+        case "tuple" | "list":
+            return "a list"
+        case "missing":
+            return "a list with more values"
+    if kind == "string_type":
+        return "text"
+    if kind == "too_long":
+        return f"a list of {context['max_length']} values"
+    return _own_words(problem)
