@@ -98,6 +98,11 @@ class Ledger:
         return sorted(back), sorted(flying)
 
     @property
+    def waiting(self) -> int:
+        """How many items wait to be handed out."""
+        return len(self._waiting)
+
+    @property
     def complete(self) -> bool:
         """Whether every item is held in the local sum of a worker that lives."""
         return sum(len(held) for held in self._held.values()) == len(self.items)

@@ -30,6 +30,15 @@ def dearest_first(items: Sequence[int], costs: Sequence[float]) -> list[int]:
     return sorted(items, key=lambda item: (-cost_of[item], item))
 
 
+def in_flight_limit(threads: int, waiting: int, ranks: int) -> int:
+    """Return how many items a worker may have in its hands: one in store while many wait, none near the end.
+
+    >>> in_flight_limit(1, 100, 3), in_flight_limit(1, 3, 3)
+    (2, 1)
+    """
+    return threads + PREFETCHED if waiting > 2 * ranks * threads else threads
+
+
 def wait_share(busy_s: Sequence[float], elapsed_s: float) -> float:
     """Return the share of the ranks' seconds without an item in work: 1 - mean(busy) / elapsed, within 0 and 1."""
     if not busy_s or elapsed_s <= 0.0:

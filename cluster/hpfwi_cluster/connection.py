@@ -1,0 +1,93 @@
+"""Reach a Ray cluster: start one on this machine, or join one that runs. Only what was started here is ended here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from hpfwi_cluster.errors import StartFailed
+from hpfwi_cluster.ray_library import ray
+from hpfwi_cluster.settings import ClusterSettings, usable_cores
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass
+class Connection:
+    """A connected driver.
+
+    owned       the cluster was started here and ends with `close`
+    joined      this process was connected by `connect` and is disconnected by `close`
+    host        address at which workers reach this process; loopback for a cluster of this machine alone
+    """
+
+    owned: bool
+    joined: bool
+    host: str
+
+    def close(self) -> None:
+        """Disconnect, and end the cluster if it was started here; harmless when repeated."""
+        if self.joined and ray.is_initialized():
+            ray.shutdown()
+        self.joined = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connect(settings: ClusterSettings, cores: int) -> Connection:
+    """Connect this process to Ray.
+
+    cores   cores a cluster started here has to offer; it offers at least the usable ones
+    raises  StartFailed when the cluster named by `address` or RAY_ADDRESS does not answer
+    """
+    if ray.is_initialized():
+        return Connection(owned=False, joined=False, host=ray.util.get_node_ip_address())
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    before = signal.getsignal(signal.SIGTERM)
+    if address:
+        try:
+            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise StartFailed(
+                f"The Ray cluster at {address} cannot be joined ({type(error).__name__}): check that it runs, that "
+                "this machine reaches it and that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH is the one of the cluster."
+            ) from error
+        connection = Connection(owned=False, joined=True, host=ray.util.get_node_ip_address())
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(cores, usable_cores()),
+            include_dashboard=False,
+            object_store_memory=settings.object_store_mib << 20,
+            logging_level="ERROR",
+            log_to_driver=False,
+            _node_ip_address=LOOPBACK,
+        )
+        connection = Connection(owned=True, joined=True, host=LOOPBACK)
+    _keep_handler(before)
+    _mute_death_notices()
+    return connection
+
+
+def _keep_handler(before: object) -> None:
+    # ray.init replaces the SIGTERM handler; a program that has its own, to stop at a checkpoint, keeps it.
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def _mute_death_notices() -> None:
+    # Ray prints a paragraph to stdout for every worker that dies, log_to_driver or not; IterationResult.lost says it
+    # in a line.
+    worker: Any = getattr(getattr(ray, "_private", None), "worker", None)
+    if hasattr(worker, "_worker_logs_enabled"):
+        worker._worker_logs_enabled = False

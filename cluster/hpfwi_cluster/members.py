@@ -1,0 +1,128 @@
+"""Start workers as Ray actors, ask them all, and tell answers from deaths."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpfwi_cluster.errors import ClusterError, StartFailed
+from hpfwi_cluster.ray_library import RayActorError, RayTaskError, ray
+from hpfwi_cluster.replica import sentence_of
+from hpfwi_cluster.settings import ClusterSettings
+from hpfwi_cluster.tasks import Task
+from hpfwi_cluster.worker import Hello, Worker, versions
+
+
+@dataclass(eq=False)
+class Member:
+    """A worker process as the driver sees it. `worker` is a serial number, never used twice."""
+
+    worker: int
+    actor: Any
+    built: Any
+    """Reference to the Hello that comes when the task is built."""
+    hello: Hello | None = None
+
+    @property
+    def name(self) -> str:
+        """What log lines call this worker."""
+        where = "" if self.hello is None else f" (pid {self.hello.pid} on {self.hello.host})"
+        return f"Worker {self.worker}{where}"
+
+
+@dataclass
+class Answers:
+    """What became of one question to several members."""
+
+    values: dict[Member, Any] = field(default_factory=dict)
+    errors: dict[Member, ClusterError] = field(default_factory=dict)
+    dead: list[Member] = field(default_factory=list)
+    silent: dict[Any, Member] = field(default_factory=dict)
+    """References that had not come back, by whom they were awaited."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether everyone answered with a value."""
+        return not (self.errors or self.dead or self.silent)
+
+
+def hire(worker: int, task_factory: Callable[[], Task], threads: int, settings: ClusterSettings) -> Member:
+    """Ask Ray for a worker; it comes when resources allow."""
+    actor = ray.remote(
+        num_cpus=threads,
+        num_gpus=1 if settings.device == "cuda" else 0,
+        max_restarts=0,
+        max_task_retries=0,
+        concurrency_groups={"items": threads, "control": 1},
+    )(Worker).remote(settings.device)
+    return Member(worker, actor, actor.build.remote(task_factory))
+
+
+def dismiss(member: Member) -> None:
+    """End a worker process, alive or not."""
+    ray.kill(member.actor, no_restart=True)
+
+
+def collect(asked: dict[Any, Member], timeout_s: float | None, *, stop_early: bool = False) -> Answers:
+    """Wait for references and sort what comes back.
+
+    timeout_s   None waits as long as it takes
+    stop_early  return at the first death or error; the rest is `silent`
+    """
+    answers = Answers(silent=dict(asked))
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    while answers.silent:
+        left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+        ready, _ = ray.wait(list(answers.silent), num_returns=1, timeout=left_s)
+        if not ready:
+            break
+        member = answers.silent.pop(ready[0])
+        try:
+            answers.values[member] = ray.get(ready[0])
+        except RayActorError:
+            answers.dead.append(member)
+        except RayTaskError as error:
+            answers.errors[member] = own_error(error)
+        if stop_early and (answers.dead or answers.errors):
+            break
+    return answers
+
+
+def own_error(error: RayTaskError) -> ClusterError:
+    """Return the layer's own exception that a worker raised; anything else becomes a ClusterError."""
+    if isinstance(error.cause, ClusterError):
+        return error.cause
+    return ClusterError(f"A worker failed outside its task: {sentence_of(error.cause)}.")
+
+
+def check_resources(workers: int, threads: int, settings: ClusterSettings) -> None:
+    """Raise StartFailed if the cluster, all of it, is too small for these workers."""
+    total = ray.cluster_resources()
+    wanted = {"CPU": workers * threads, "GPU": workers if settings.device == "cuda" else 0}
+    for kind, count in wanted.items():
+        if count > total.get(kind, 0):
+            raise StartFailed(
+                f"{workers} workers of {threads} threads ask for {count} {kind}s, the Ray cluster has "
+                f"{total.get(kind, 0):g} ({ray.available_resources().get(kind, 0):g} free): ask for fewer."
+            )
+
+
+def welcome(members: list[Member], timeout_s: float) -> tuple[list[Member], list[str]]:
+    """Wait until the members have built their tasks; return those fit to join, and why others are not.
+
+    A worker that runs other versions than this process is unfit: its bits would differ.
+    """
+    answers = collect({member.built: member for member in members}, timeout_s)
+    problems = [str(error) for error in answers.errors.values()]
+    problems += [f"Worker {member.worker} died while it started." for member in answers.dead]
+    for member, hello in answers.values.items():
+        if hello.versions != versions():
+            problems.append(
+                f"Worker {member.worker} on {hello.host} runs {hello.versions}, this process {versions()}: results "
+                "would depend on who computed them; install the same versions on every node."
+            )
+        else:
+            member.hello = hello
+    return [member for member in members if member.hello is not None], problems
