@@ -151,64 +151,65 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     true: str | None = Field(
-        "procedural",
+        default="procedural",
         description='The earth to be found: "procedural" (a built-in synthetic model), a file (.npy, .npz, .zarr, '
         ".segy, .sgy), or None for field records.",
     )
     initial: str = Field(
-        "smooth",
+        default="smooth",
         description='The starting model: "smooth" (the true model after a Gaussian filter), "linear" (a gradient with '
         'depth), "constant", or a file.',
     )
     shape: tuple[int, int] = Field(
-        (80, 200), description="Rows and columns (nz, nx) of a procedural model, or of a model without a file."
+        default=(80, 200), description="Rows and columns (nz, nx) of a procedural model, or of a model without a file."
     )
     spacing_m: tuple[float, float] | None = Field(
-        None,
+        default=None,
         description="Cell size (dz, dx), m, or one number for both; needed for .npy and .npz files, which do not hold "
         "it. None takes the file's own, or 15 m where there is no file.",
     )
     velocity_unit: str | None = Field(
-        None,
+        default=None,
         description='Unit of the velocities in files: "m/s" or "km/s". None means m/s, and refuses values that look '
         "like km/s.",
     )
     resample: tuple[int, int] | None = Field(
-        None, description="Cut models from files into this many rows and columns; None keeps theirs."
+        default=None, description="Cut models from files into this many rows and columns; None keeps theirs."
     )
     relabel_spacing_m: tuple[float, float] | None = Field(
-        None,
+        default=None,
         description="Cell size (dz, dx), m, or one number for both, given to models from files after resampling: the "
         "structures scale with it. None keeps the true size.",
     )
     clip_mps: tuple[float, float] | None = Field(
-        None, description="Limit the velocities of models from files to this range (low, high), m/s; None leaves them."
+        default=None,
+        description="Limit the velocities of models from files to this range (low, high), m/s; None leaves them.",
     )
     smooth_sigma_cells: float = Field(
-        10.0, ge=0, allow_inf_nan=False, description="Gaussian width of the smooth starting model, cells."
+        default=10.0, ge=0, allow_inf_nan=False, description="Gaussian width of the smooth starting model, cells."
     )
     linear_mps: tuple[float, float] = Field(
-        (1500.0, 4500.0),
+        default=(1500.0, 4500.0),
         description="Velocity at the top (below the water) and the bottom of the linear starting model, m/s.",
     )
     constant_mps: float = Field(
-        3000.0, gt=0, allow_inf_nan=False, description="Velocity of the constant starting model, m/s."
+        default=3000.0, gt=0, allow_inf_nan=False, description="Velocity of the constant starting model, m/s."
     )
     water_depth_m: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="Rows shallower than this keep their starting velocity, m."
+        default=0.0, ge=0, allow_inf_nan=False, description="Rows shallower than this keep their starting velocity, m."
     )
     water_mps: float = Field(
-        1500.0,
+        default=1500.0,
         gt=0,
         allow_inf_nan=False,
         description="Velocity of the water in linear and constant starting models when there is no true model, m/s.",
     )
     bounds_mps: tuple[float, float] = Field(
-        (1400.0, 5600.0),
+        default=(1400.0, 5600.0),
         description="Lowest and highest velocity that the inversion may reach, m/s; the time step and the absorbing "
         "edges are made for the highest.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the procedural model.")
+    seed: int = Field(default=0, ge=0, description="Seed of the procedural model.")
 
     @field_validator("spacing_m", "relabel_spacing_m", mode="before")
     @classmethod

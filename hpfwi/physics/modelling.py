@@ -45,24 +45,27 @@ class ModellingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    order: Literal[2, 4, 6, 8] = Field(8, description="Order of the spatial derivatives: 2, 4, 6 or 8.")
+    order: Literal[2, 4, 6, 8] = Field(default=8, description="Order of the spatial derivatives: 2, 4, 6 or 8.")
     absorbing_cells: int | tuple[int, int, int, int] = Field(
-        20,
+        default=20,
         description="Width of the absorbing edges in cells: one number (the top is left out under a free surface), or "
         "[top, bottom, left, right].",
     )
     boundary: Literal["cpml", "sponge"] = Field(
-        "cpml", description='What absorbs at the edges: "cpml" (convolutional PML) or "sponge" (as in OpenFWI).'
+        default="cpml", description='What absorbs at the edges: "cpml" (convolutional PML) or "sponge" (as in OpenFWI).'
     )
-    free_surface: bool = Field(True, description="Pressure is zero on the top row, which reflects waves.")
+    free_surface: bool = Field(default=True, description="Pressure is zero on the top row, which reflects waves.")
     substeps: int | Literal["auto"] = Field(
-        "auto", description='Time steps per sample; "auto" takes as many as stability needs.'
+        default="auto", description='Time steps per sample; "auto" takes as many as stability needs.'
     )
     pml_hz: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Frequency the C-PML is made for, Hz; None is the wavelet's peak."
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Frequency the C-PML is made for, Hz; None is the wavelet's peak.",
     )
     store_every: int | Literal["auto"] = Field(
-        "auto",
+        default="auto",
         description='Every how many time steps a snapshot is kept for the gradient; "auto" is as rarely as the '
         "wavelet's frequencies allow, 1 is the exact discrete gradient.",
     )

@@ -32,19 +32,23 @@ class SourceSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     wavelet: str = Field(
-        "ricker",
+        default="ricker",
         description='"ricker", or a file: .npy, .csv or .txt with amplitudes at the survey\'s dt_s, or two columns '
         "time (s), amplitude.",
     )
-    peak_hz: float = Field(8.0, gt=0, allow_inf_nan=False, description="Peak frequency of the Ricker wavelet, Hz.")
+    peak_hz: float = Field(
+        default=8.0, gt=0, allow_inf_nan=False, description="Peak frequency of the Ricker wavelet, Hz."
+    )
     delay_s: float | None = Field(
-        None,
+        default=None,
         ge=0,
         allow_inf_nan=False,
         description="Time of the Ricker wavelet's maximum, s; None is 1.5 periods of the peak frequency.",
     )
     strength: float = Field(
-        1.0, allow_inf_nan=False, description="Factor on the wavelet; a Ricker of strength 1 has a maximum of 1 Pa."
+        default=1.0,
+        allow_inf_nan=False,
+        description="Factor on the wavelet; a Ricker of strength 1 has a maximum of 1 Pa.",
     )
 
 

@@ -133,27 +133,32 @@ class SurveySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shots: int = Field(12, ge=1, description="Number of shots.")
+    shots: int = Field(default=12, ge=1, description="Number of shots.")
     first_source_m: float | None = Field(
-        None, description="Distance of the first source along the line, m; None centres the sources on the line."
+        default=None,
+        description="Distance of the first source along the line, m; None centres the sources on the line.",
     )
     source_spacing_m: float | None = Field(
-        None, gt=0, description="Distance between sources, m; None spreads them evenly over the line."
+        default=None, gt=0, description="Distance between sources, m; None spreads them evenly over the line."
     )
     source_depth_m: float | None = Field(
-        None, ge=0, description="Depth of the sources below the top of the model, m; None is one cell."
+        default=None, ge=0, description="Depth of the sources below the top of the model, m; None is one cell."
     )
     receivers: int | None = Field(
-        None, ge=1, description="Number of receivers, spread evenly from end to end; None puts one in every column."
+        default=None,
+        ge=1,
+        description="Number of receivers, spread evenly from end to end; None puts one in every column.",
     )
     receiver_depth_m: float | None = Field(
-        None, ge=0, description="Depth of the receivers below the top of the model, m; None is one cell."
+        default=None, ge=0, description="Depth of the receivers below the top of the model, m; None is one cell."
     )
     max_offset_m: float | None = Field(
-        None, gt=0, description="Receivers farther from the source than this do not record, m; None: all record."
+        default=None,
+        gt=0,
+        description="Receivers farther from the source than this do not record, m; None: all record.",
     )
-    dt_s: float = Field(0.002, gt=0, description="Time between samples of the records, s.")
-    samples: int = Field(750, ge=2, description="Samples per trace.")
+    dt_s: float = Field(default=0.002, gt=0, description="Time between samples of the records, s.")
+    samples: int = Field(default=750, ge=2, description="Samples per trace.")
 
     @model_validator(mode="after")
     def _finite(self) -> SurveySettings:

@@ -50,8 +50,8 @@ def procedural_marmousi_like(
 
     unfaulted = _undo_faults(z, x, width, random)
     young, old, erosion = _undo_folds(unfaulted, x, width, random)
-    young_layers = _layers(random, (0.0, 0.95), 30, slow_mps=1480.0, fast_mps=2900.0, scatter_mps=260.0)
-    old_layers = _layers(random, (0.35, 1.5), 26, slow_mps=2350.0, fast_mps=3850.0, scatter_mps=520.0)
+    young_layers = _layers(random, (0.0, 1.1), 32, slow_mps=1480.0, fast_mps=2900.0, scatter_mps=260.0)
+    old_layers = _layers(random, (0.30, 1.55), 25, slow_mps=2350.0, fast_mps=3850.0, scatter_mps=520.0)
     velocity = np.where(unfaulted < erosion, _pick(young_layers, young), _pick(old_layers, old))
     velocity += 450.0 * np.maximum(z, 0.0)
     velocity += _lateral_change(x, z, width, random)
@@ -74,7 +74,7 @@ def _undo_faults(z: Array, x: Array, width: float, random: np.random.Generator) 
         steepness = math.tan(math.radians(random.uniform(58.0, 66.0)))
         # Listric: the plane flattens with depth.
         plane = top + z / steepness + 0.16 * z**2
-        throw = random.uniform(0.06, 0.10)
+        throw = random.uniform(0.09, 0.14)
         # Growth fault: movement went on while layers were laid down, so old layers are offset by more.
         growth = np.clip((z - 0.06) / 0.5, 0.0, 1.0)
         behind = x - plane
@@ -93,13 +93,20 @@ def _undo_folds(s: Array, x: Array, width: float, random: np.random.Generator) -
     for _ in range(4):
         length = random.uniform(0.5, 1.6)
         waves += random.uniform(0.006, 0.014) * np.sin(2 * math.pi * (x / length + random.uniform()))
-    dip = random.uniform(0.10, 0.18) * (x / width - 0.5)
+    dip = random.uniform(0.16, 0.26) * (x / width - 0.5)
 
-    lift = (0.02 + 0.30 * s) * bump + waves * (0.3 + 1.2 * s) + dip * s
+    arch = np.exp(-(((x - crest) / (2.1 * half_width)) ** 2))
+    lift = (0.02 + 0.25 * s) * bump + (0.04 + 0.55 * s) * arch + waves * (0.3 + 1.2 * s) + dip * s
     young = s + lift
-    erosion = 0.62 + 0.05 * np.sin(2 * math.pi * (x / width * 0.8 + random.uniform())) - 0.14 * bump + 0.6 * waves
+    erosion = (
+        0.67
+        + 0.05 * np.sin(2 * math.pi * (x / width * 0.8 + random.uniform()))
+        - 0.16 * bump
+        - 0.10 * arch
+        + 0.6 * waves
+    )
     tilt = random.uniform(0.30, 0.42) * (x / width - 0.5)
-    old = s + 0.30 * bump * (0.4 + s) + tilt + 2.2 * waves
+    old = s + 0.45 * bump * (0.4 + s) + tilt + 2.2 * waves
     return young, old, erosion
 
 
@@ -133,7 +140,7 @@ def _pick(layers: tuple[Array, Array], s: Array) -> Array:
 def _lateral_change(x: Array, z: Array, width: float, random: np.random.Generator) -> Array:
     """Facies change along the layers, m/s, growing with depth."""
     phase = random.uniform()
-    return 110.0 * np.clip(z, 0.0, 1.0) * np.sin(2 * math.pi * (0.9 * x / width + phase))
+    return 160.0 * np.clip(z, 0.0, 1.0) * np.sin(2 * math.pi * (0.9 * x / width + phase))
 
 
 def _reservoir(velocity: Array, s: Array, x: Array, width: float, random: np.random.Generator) -> Array:

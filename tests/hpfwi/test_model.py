@@ -37,7 +37,7 @@ def test_the_bad_cell_is_named(bad: float) -> None:
     velocity = np.full((3, 4), 2000.0)
     velocity[1, 2] = bad
     with pytest.raises(DataError, match=r"velocity in cell \(z=1, x=2\).*1 cell\(s\) in all"):
-        EarthModel(velocity, Grid((3, 4), (1.0, 1.0)))  # type: ignore[arg-type]
+        EarthModel(velocity, Grid((3, 4), (1.0, 1.0)))
 
 
 def test_shapes_must_agree_and_the_array_is_a_read_only_copy() -> None:

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from hpfwi.synthetic.velocity import FASTEST_MPS, SLOWEST_MPS, procedural_marmousi_like
+
+SPACING_M = (15.0, 15.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_has_the_character_of_marmousi(seed: int) -> None:
+    velocity = procedural_marmousi_like((80, 200), SPACING_M, seed).astype(float)
+    assert velocity.min() >= SLOWEST_MPS
+    assert velocity.max() <= FASTEST_MPS
+    assert velocity.min() < 1600
+    assert velocity.max() > 4200
+    # Faster with depth, from one fifth of the model to the next.
+    means = [rows.mean() for rows in np.array_split(velocity, 5)]
+    assert (np.diff(means) > 100).all()
+    # Lateral contrasts: a good part of the variance is nothing that a depth profile could explain.
+    lateral = velocity - velocity.mean(axis=1, keepdims=True)
+    assert lateral.var() > 0.08 * velocity.var()
+    # Layers: on the way down the velocity drops as well as rises, in every column.
+    steps = np.diff(velocity, axis=0)
+    assert ((steps < -30).sum(axis=0) >= 3).all()
+    assert ((steps > 30).sum(axis=0) >= 5).all()
+
+
+def test_faults_offset_layers_more_at_depth() -> None:
+    """Sideways jumps, which smooth folds cannot make, are rare near the surface and common at depth."""
+    for seed in range(4):
+        velocity = procedural_marmousi_like((160, 400), (7.5, 7.5), seed)
+        jumps = np.abs(np.diff(velocity, axis=1)) > 150
+        assert jumps[100:].mean() > 3 * jumps[:30].mean()
+        assert jumps[100:].mean() > 0.01
+
+
+def test_the_seed_decides() -> None:
+    first = procedural_marmousi_like((40, 60), SPACING_M, 5)
+    assert first.dtype == np.float32
+    assert np.array_equal(first, procedural_marmousi_like((40, 60), SPACING_M, 5))
+    other = procedural_marmousi_like((40, 60), SPACING_M, 6)
+    assert np.mean(np.abs(first - other)) > 50
+
+
+def test_the_same_geology_at_two_sizes() -> None:
+    coarse = procedural_marmousi_like((40, 100), (30.0, 30.0), 2)
+    fine = procedural_marmousi_like((80, 200), SPACING_M, 2)
+    averaged = fine.reshape(40, 2, 100, 2).mean(axis=(1, 3))
+    assert np.corrcoef(coarse.ravel(), averaged.ravel())[0, 1] > 0.995
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing_m"), [((40, 60), (15.0, 15.0)), ((41, 303), (10.0, 25.0)), ((150, 60), (10.0, 10.0))]
+)
+def test_any_shape(shape: tuple[int, int], spacing_m: tuple[float, float]) -> None:
+    velocity = procedural_marmousi_like(shape, spacing_m, 0)
+    assert velocity.shape == shape
+    assert np.isfinite(velocity).all()
+    assert velocity.std() > 400
+
+
+def test_water_covers_the_rows_above_its_depth() -> None:
+    velocity = procedural_marmousi_like((60, 80), SPACING_M, 0, water_depth_m=150.0, water_mps=1480.0)
+    assert (velocity[:10] == 1480.0).all()
+    assert (velocity[10:] >= SLOWEST_MPS).all()
+    assert not (velocity[10] == 1480.0).any()
