@@ -153,6 +153,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no-layer-right": {"absorbing": (9, 9, 7, 0)},
     "no-layer-at-all": {"absorbing": (0, 0, 0, 0), "order": 6},
     "oblong-cells": {"spacing_m": (8.0, 12.5), "order": 6, "dt_s": 1.2e-3},
+    "weights-that-round-badly": {"spacing_m": (12.5, 12.5), "order": 6, "dt_s": 1.8e-3},
     "one-model-per-shot": {"batched": True},
     "two-sources": {"sources_per_shot": 2, "order": 8},
     "absent-points": {"absent": True, "sources_per_shot": 2},
