@@ -78,7 +78,7 @@ def render_page(record: RunRecord, pictures: Sequence[tuple[Picture, bytes]]) ->
         ("incidents", "Incidents", _incidents(record)),
         ("settings", "Settings", _settings(record)),
         ("environment", "Environment", _environment(record)),
-        ("again", "Again", _again(record)),
+        ("again", "Going on and repeating", _again(record)),
     ]
     shown = [section for section in sections if section[2]]
     links = "".join(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title, _ in shown)
@@ -180,12 +180,12 @@ def _fall(first: float, last: float) -> str:
     """How much a positive number changed, in words.
 
     >>> _fall(200.0, 5.0), _fall(1.0, 1.2), _fall(1.0, 1.0)
-    ('97.5 % less', '20 % more', 'unchanged')
+    ('97.5\\xa0% less', '20\\xa0% more', 'unchanged')
     """
     if first <= 0 or first == last:
         return "unchanged"
     share = 100 * (last - first) / first
-    return f"{abs(share):.3g} % {'less' if share < 0 else 'more'}"
+    return f"{abs(share):.3g}\u00a0% {'less' if share < 0 else 'more'}"
 
 
 def _model_errors(record: RunRecord) -> dict[str, float]:
@@ -204,7 +204,7 @@ def _summary(record: RunRecord) -> str:
     if len(misfit):
         seconds = computing_hours(record.iterations)[-1] * 3600.0
         sentences.append(
-            f"Over {_progress(record)} ({_duration(seconds)} of computing) the misfit went from {_number(misfit[0])} "
+            f"After {_progress(record)} ({_duration(seconds)} of computing) the misfit went from {_number(misfit[0])} "
             f"to {_number(misfit[-1])}, {_fall(misfit[0], misfit[-1])}."
         )
         if record.iterations_per_pass > 1:
@@ -226,10 +226,20 @@ def _summary(record: RunRecord) -> str:
         )
     if not len(error) and record.results is not None and record.results.array("model/true") is None:
         sentences.append("No true model is known, so only the fit to the gathers can be judged.")
-    verdicts = {event.get("signature"): str(event.get("sentence", "")) for event in record.of_kind("verdict")}
-    listed = "".join(f"<li>{_escape(sentence)}</li>" for sentence in verdicts.values() if sentence)
+    verdicts = {event.get("signature"): _verdict(event) for event in record.of_kind("verdict")}
+    listed = "".join(f"<li>{verdict}</li>" for verdict in verdicts.values())
     paragraph = f'<p class="summary">{_escape(" ".join(sentences))}</p>'
     return paragraph + (f"<h3>Verdicts of the diagnostics</h3><ul>{listed}</ul>" if listed else "")
+
+
+def _verdict(event: Mapping[str, Any]) -> str:
+    """A verdict as HTML: whether the signature was seen, in bold if so, and the sentence with its numbers."""
+    name, sentence = str(event.get("signature", "")).replace("_", " "), _escape(event.get("sentence", ""))
+    if event.get("judged", True) is False:
+        return sentence
+    if event.get("present", True) is False:
+        return f"No {_escape(name)}: {sentence}"
+    return f"<strong>{_escape(name.capitalize())}</strong>: {sentence}"
 
 
 def _numbers(record: RunRecord) -> str:
@@ -238,6 +248,7 @@ def _numbers(record: RunRecord) -> str:
     for label, events, key, best in (
         ("misfit", record.iterations, "misfit", min),
         ("model error MSE, (km/s)²", record.diagnostics, "mse_kmps2", min),
+        ("the same in the deep half", record.diagnostics, "mse_deep_kmps2", min),
         ("model error MAE, m/s", record.diagnostics, "mae_mps", min),
         ("structural similarity SSIM", record.diagnostics, "ssim", max),
     ):
@@ -246,10 +257,9 @@ def _numbers(record: RunRecord) -> str:
             top = best(range(len(values)), key=values.__getitem__)
             found = f"{_number(values[top])} (iteration {at[top]})"
             rows.append((label, _number(values[0]), _number(values[-1]), found))
-    errors = _model_errors(record)
-    if errors:
+    if not len(series(record.diagnostics, "mse_kmps2")[0]) and (errors := _model_errors(record)):
         stored = (_number(errors[name]) if name in errors else "–" for name in ("initial", "inverted", "best"))
-        rows.append(("MSE of the stored models over all cells, (km/s)²", *stored))
+        rows.append(("model error MSE, (km/s)²", *stored))
     content = _table("Fit and model error", ("", "start", "end", "best"), rows) if rows else ""
     return content + _cost(record)
 
@@ -303,8 +313,8 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> list[Row]:
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{key}.")
         else:
-            shown = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-            rows.append((f"{prefix}{key}", shown))
+            text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+            rows.append((f"{prefix}{key}", "–" if value is None else text))
     return rows
 
 
@@ -353,6 +363,6 @@ def _again(record: RunRecord) -> str:
         )
     parts.append(
         "<p>To repeat it from its resolved configuration under another name; the result does not depend on the number "
-        f"of workers:</p><pre><code>hpfwi invert {_escape(config)} --set name=NAME</code></pre>"
+        f"of workers:</p><pre><code>hpfwi invert {_escape(config)} --name NAME</code></pre>"
     )
     return "".join(parts)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hpfwi.figures import curves, gathers, sections, style
+from hpfwi.figures import curves, diagnostics, gathers, sections, style
 from hpfwi.figures.record import RunRecord
 from hpfwi.figures.style import Picture
 
@@ -13,8 +13,8 @@ _FIGURES = (
     gathers.gathers,
     sections.profiles,
     sections.history,
-    curves.spectra,
-    curves.diagnostics,
+    diagnostics.spectra,
+    diagnostics.diagnostics,
     curves.cluster,
 )
 

@@ -95,7 +95,7 @@ class RunRecord:
     @cached_property
     def diagnostics(self) -> list[Event]:
         """One "diagnostics" event per iteration, in order; where one was computed again, the later counts."""
-        return self._by_iteration("diagnostics")
+        return [_flattened(event) for event in self._by_iteration("diagnostics")]
 
     def _by_iteration(self, kind: str) -> list[Event]:
         latest = {event["iteration"]: event for event in self.of_kind(kind) if isinstance(event.get("iteration"), int)}
@@ -112,6 +112,21 @@ class RunRecord:
         survey_shots = as_count(self.config.get("survey", {}).get("shots"))
         batch = as_count(self.config.get("inversion", {}).get("shots_per_iteration"))
         return math.ceil(survey_shots / batch) if survey_shots and batch else 1
+
+
+def _flattened(event: Event) -> Event:
+    """The event with nested tables as "table/key"; the table "metrics" goes without its name.
+
+    >>> _flattened({"iteration": 3, "metrics/ssim": 0.5, "spectra": {"error_0": 1.0}})
+    {'iteration': 3, 'ssim': 0.5, 'spectra/error_0': 1.0}
+    """
+    flat: Event = {}
+    for key, value in event.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}/{below}".removeprefix("metrics/"): item for below, item in _flattened(value).items()}
+        else:
+            flat[key.removeprefix("metrics/")] = value
+    return flat
 
 
 def as_count(value: object) -> int | None:

@@ -1,0 +1,280 @@
+"""The report and the figures, from run folders that these tests write."""
+
+import json
+import math
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from hpfwi.errors import DataError
+from hpfwi.figures import sections, style
+from hpfwi.figures.record import read_record, series
+from hpfwi.report import render_page, write_report
+
+SHAPE = (24, 60)
+ITERATIONS = 12
+WITH_ALL = {"models", "curves", "gathers", "profiles", "history", "spectra", "diagnostics", "cluster"}
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask about and fails on tags that are not closed in order."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def write_run(
+    folder: Path,
+    *,
+    name: str = "toy",
+    shape: tuple[int, int] = SHAPE,
+    true_model: bool = True,
+    diagnostics: bool = True,
+    finished: bool = True,
+    results: bool = True,
+    extra_events: tuple[dict[str, Any], ...] = (),
+) -> Path:
+    """A run folder as a run leaves it, filled with a made-up inversion that halves the model error."""
+    folder.mkdir()
+    (folder / "config.toml").write_text(
+        f"name = {json.dumps(name)}\n[survey]\nshots = 6\n[inversion]\niterations = {ITERATIONS}\n"
+        'shots_per_iteration = 3\n[inversion.parameterisation]\nkind = "s-denorm"\n'
+    )
+    (folder / "env.json").write_text(
+        json.dumps({"hpfwi": "0.1.0", "hardware": {"cores": 2}, "command": ["hpfwi", "invert", "a b.toml"]})
+    )
+    events: list[dict[str, Any]] = [
+        {"kind": "start", "time": 1.0},
+        {"kind": "derived", "time": 1.0, "name": "modelling.substeps", "value": 1, "reason": "0.5 is below <0.784>"},
+    ]
+    for iteration in range(ITERATIONS if finished else 5):
+        events.append(
+            {
+                "kind": "iteration",
+                "time": 2.0 + iteration,
+                "iteration": iteration,
+                "misfit": 1000.0 * 0.7**iteration,
+                "seconds": 2.0,
+                "shots": 3,
+                "shots_per_s": 1.5,
+                "wait_share": 0.1,
+            }
+        )
+        if diagnostics:
+            scalars = {"plasticity/feature_rank": 30.0 + iteration, "plasticity/travel_layer_0": 0.01 * iteration}
+            if true_model:
+                scalars |= {"metrics/mse_kmps2": 0.2 / (1 + iteration), "metrics/ssim": 0.5 + 0.01 * iteration}
+                scalars |= {f"spectra/error_{band}": 1.0 - 0.01 * iteration * band for band in range(3)}
+                scalars |= {f"spectra/error_deep_{band}": 1.0 - 0.01 * band for band in range(3)}
+            events.append({"kind": "diagnostics", "time": 2.0, "iteration": iteration, **scalars})
+    events += extra_events
+    if finished:
+        events.append({"kind": "done", "time": 99.0})
+        (folder / "done.json").write_text("{}")
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    if results:
+        write_results(folder / "results.zarr", shape, true_model=true_model, finished=finished)
+    return folder
+
+
+def write_results(path: Path, shape: tuple[int, int], *, true_model: bool, finished: bool) -> None:
+    rng = np.random.default_rng(3)
+    depth = np.linspace(1500.0, 4000.0, shape[0])[:, None]
+    initial = np.broadcast_to(depth, shape).astype(np.float32)
+    true = (initial + 200.0 * rng.standard_normal(shape)).astype(np.float32)
+    gathers = rng.standard_normal((3, shape[1], 50)).astype(np.float32)
+    root = zarr.open_group(path, mode="w")
+    root.attrs.update({"name": "toy", "spacing_m": [25.0, 50.0], "origin_m": [0.0, 0.0], "dt_s": 0.004})
+    arrays = {
+        "model/initial": initial,
+        "model/history": np.stack([initial, initial + 50.0, initial + 100.0]).astype(np.float32),
+        "model/history_iteration": np.array([0, 4, 8]),
+        "gathers/shots": np.array([0, 2, 5]),
+        "gathers/observed": gathers,
+        "gathers/initial": 0.5 * gathers,
+    }
+    if true_model:
+        arrays["model/true"] = true
+    if finished:
+        arrays |= {"model/inverted": 0.5 * (initial + true), "model/best": true, "gathers/predicted": 0.9 * gathers}
+    for name, array in arrays.items():
+        root.create_array(name, data=array)
+
+
+def report(folder: Path) -> Page:
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def words(folder: Path) -> Page:
+    """The page without its figures, which take most of the time."""
+    return Page(render_page(read_record(folder), []))
+
+
+def drawn(folder: Path) -> set[str]:
+    return {path.stem for path in (folder / "figures").glob("*.png")}
+
+
+def test_finished_run_has_every_figure_on_a_valid_accessible_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "toy")
+    page = report(folder)
+    assert drawn(folder) == WITH_ALL
+    images = page.all("img")
+    assert len(images) == len(WITH_ALL)
+    assert all((image["src"] or "").startswith("data:image/png;base64,") for image in images)
+    assert all(len(image["alt"] or "") > 20 for image in images)
+    assert page.all("html") == [{"lang": "en"}]
+    assert page.all("script") == page.all("link") == []
+    anchors = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert {(link["href"] or "").removeprefix("#") for link in page.all("a")} <= anchors
+    assert all("scope" in cell for cell in page.all("th"))
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_finished_run_in_words_and_numbers(tmp_path: Path) -> None:
+    lost = {"kind": "worker_lost", "time": 5.0, "iteration": 3, "sentence": "Rank 1 on node-7 fell silent."}
+    verdicts = (
+        {"kind": "verdict", "time": 5.0, "signature": "blurring", "sentence": "An early verdict."},
+        {"kind": "verdict", "time": 6.0, "signature": "blurring", "sentence": "The deep half is blurred."},
+        {"kind": "verdict", "time": 6.0, "signature": "oscillation", "present": False, "sentence": "It is calm."},
+    )
+    page = words(write_run(tmp_path / "toy", extra_events=(lost, *verdicts)))
+    assert f"After {ITERATIONS} of {ITERATIONS} iterations (24 s of computing)" in page.text
+    assert "misfit went from 1000 to 19.77, 98\u00a0% less" in page.text
+    assert "model error went from 0.2 to 0.01667 (km/s)²" in page.text
+    assert "0.61 (iteration 11)" in page.text
+    assert "Blurring: The deep half is blurred." in page.text
+    assert "No oscillation: It is calm." in page.text
+    assert "An early verdict." not in page.text
+    assert "Iteration 3: Rank 1 on node-7 fell silent." in page.text
+    assert "hpfwi invert 'a b.toml'" in page.text
+    assert "inversion.parameterisation.kind" in page.text
+    assert "hardware.cores" in page.text
+    assert "Finished" in page.text
+    assert "hpfwi resume" not in page.text
+
+
+def test_what_a_user_wrote_is_escaped(tmp_path: Path) -> None:
+    evil = '<script>alert("1")</script>&amp;'
+    verdict = {"kind": "verdict", "time": 5.0, "signature": "x", "sentence": evil}
+    folder = write_run(tmp_path / "a <b> 'c'", name=evil, finished=False, extra_events=(verdict,))
+    page = words(folder)
+    assert page.all("script") == page.all("b") == []
+    assert page.text.count(evil) == 4  # title, heading, verdict and table of settings, as text
+    assert "0.5 is below <0.784>" in page.text
+
+
+def test_unfinished_run_says_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "toy", finished=False)
+    with (folder / "events.jsonl").open("a") as stream:
+        stream.write('{"kind": "iterat')
+    page = report(folder)
+    assert drawn(folder) == WITH_ALL
+    assert f"Unfinished: 5 of {ITERATIONS} iterations so far." in page.text
+    assert "it may still be running" in page.text
+    assert f"hpfwi resume {folder}" in page.text
+
+
+def test_stopped_run_gives_the_reason(tmp_path: Path) -> None:
+    stop = {"kind": "stop", "time": 5.0, "reason": "the time limit of 60 s was reached"}
+    page = words(write_run(tmp_path / "toy", finished=False, extra_events=(stop,)))
+    assert "It was stopped: the time limit of 60 s was reached." in page.text
+    assert "may still be running" not in page.text
+
+
+def test_field_data_has_no_model_error(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "toy", true_model=False)
+    page = report(folder)
+    assert drawn(folder) == WITH_ALL - {"spectra"}
+    assert "No true model is known" in page.text
+    assert "MSE" not in page.text
+
+
+def test_without_diagnostics_the_error_comes_from_the_stored_models(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "toy", diagnostics=False)
+    page = words(folder)
+    results = read_record(folder).results
+    assert results is not None
+    true, initial = results.model("true"), results.model("initial")
+    assert true is not None
+    assert initial is not None
+    assert f"{np.mean((initial - true) ** 2) * 1e-6:.4g}" in page.text
+
+
+def test_run_that_has_just_begun(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "toy", results=False)
+    (folder / "events.jsonl").write_text("")
+    (folder / "done.json").unlink()
+    page = report(folder)
+    assert drawn(folder) == set()
+    assert "No iteration has been completed yet." in page.text
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (12, 300), (60, 12)])
+def test_models_of_every_aspect_are_drawn(tmp_path: Path, shape: tuple[int, int]) -> None:
+    record = read_record(write_run(tmp_path / "toy", shape=shape, diagnostics=False))
+    with style.look():
+        for picture in (sections.models(record), sections.history(record)):
+            assert picture is not None
+            assert len(picture.figure.axes) == 6 + 2  # the panels and a colour bar for each of the two groups
+            style.save_png(picture.figure, tmp_path / picture.file)
+
+
+def test_iterations_computed_again_count_once(tmp_path: Path) -> None:
+    again = {"kind": "iteration", "time": 50.0, "iteration": 4, "misfit": 7.0, "seconds": 1.0}
+    broken = {"kind": "iteration", "time": 51.0, "iteration": 5, "misfit": None, "seconds": 1.0}
+    folder = write_run(tmp_path / "toy", finished=False, results=False, extra_events=(again, broken))
+    at, misfit = series(read_record(folder).iterations, "misfit")
+    assert at.tolist() == [0, 1, 2, 3, 4]
+    assert misfit[-1] == 7.0
+    assert math.isfinite(misfit.sum())
+
+
+def test_not_a_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="it has neither config"):
+        write_report(tmp_path)
+
+
+def test_report_leaves_the_process_alone(tmp_path: Path) -> None:
+    """Importing is light; drawing never imports pyplot and gives back the user's settings."""
+    folder = write_run(tmp_path / "toy")
+    code = (
+        "import sys, hpfwi.report\n"
+        "assert not {'matplotlib', 'zarr', 'ray', 'torch'} & set(sys.modules)\n"
+        "import matplotlib\n"
+        "matplotlib.rcParams['font.size'] = 31.0\n"
+        "before = matplotlib.rcParams.copy()\n"
+        "from pathlib import Path\n"
+        "hpfwi.report.write_report(Path(sys.argv[1]))\n"
+        "assert matplotlib.rcParams.copy() == before\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code, str(folder)], check=True)
