@@ -27,6 +27,9 @@ FORMAT_OFFSET = 3224
 FORMATS = (1, 2, 3, 5, 6, 8, 10, 11, 12, 16)
 """Sample format codes that are read: IBM and IEEE floats and the integers."""
 
+IBM_FLOAT = 1
+EXTENDED_TEXT_BYTES = 3200
+
 PLAUSIBLE_STEP_M = (0.5, 200.0)
 """Spacings outside this range are taken for something else than metres."""
 
@@ -55,7 +58,10 @@ def read_segy(path: str | Path) -> SegyTable:
     endian = _endian(path)
     try:
         with segyio.open(str(path), "r", ignore_geometry=True, endian=endian) as file:
-            traces = np.asarray(file.trace.raw[:], dtype=np.float32)
+            if int(file.format) == IBM_FLOAT:
+                traces = _ibm_traces(path, endian, file)
+            else:
+                traces = np.asarray(file.trace.raw[:], dtype=np.float32)
             spacing_m, doubt = _spacing(file)
     # segyio reports damage with these types and with wording for programmers.
     except (RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -106,6 +112,35 @@ def _endian(path: Path) -> Literal["big", "little"]:
         f"{path} has sample format code {int.from_bytes(code, 'big')} in bytes 3225-3226: it is no SEG-Y, or uses a "
         "format other than 1 (IBM float), 5 (IEEE float) or an integer."
     )
+
+
+def _ibm_traces(path: Path, endian: Literal["big", "little"], file: segyio.SegyFile) -> NDArray[np.float32]:
+    """float32[trace, z] of a file of IBM floats.
+
+    segyio's own conversion takes the fraction for normalised; some field systems write it unnormalised, and then it is
+    wrong by up to a factor of 16.
+    """
+    word = np.dtype(">u4" if endian == "big" else "<u4")
+    trace = np.dtype([("header", np.void, TRACE_HEADER_BYTES), ("samples", word, (len(file.samples),))])
+    start = HEADER_BYTES + EXTENDED_TEXT_BYTES * int(file.ext_headers)
+    table = np.fromfile(path, dtype=trace, count=file.tracecount, offset=start)
+    return ibm_floats(table["samples"])
+
+
+def ibm_floats(words: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """IBM System/360 floats, uint32 in native meaning, as float32: sign bit, base-16 exponent plus 64, 24-bit fraction.
+
+    Values beyond the range of float32 become infinite.
+
+    >>> ibm_floats(np.array([0xC276A000, 0x42640000, 0x41019000], dtype=np.uint32)).tolist()
+    [-118.625, 100.0, 0.09765625]
+    """
+    words = words.astype(np.uint32)
+    fraction = (words & 0x00FFFFFF).astype(np.float64)
+    exponent = ((words >> 24) & 0x7F).astype(np.int32) - 64
+    value = np.ldexp(fraction, 4 * exponent - 24)
+    with np.errstate(over="ignore"):
+        return np.where(words >> 31, -value, value).astype(np.float32)
 
 
 def _spacing(file: segyio.SegyFile) -> tuple[tuple[float, float] | None, str]:

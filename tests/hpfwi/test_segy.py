@@ -1,4 +1,5 @@
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,13 @@ def test_public_broken_files_are_refused_in_one_sentence(name: str) -> None:
 def test_seismic_amplitudes_are_no_velocities() -> None:
     with pytest.raises(DataError, match="not positive finite numbers"):
         read_model(ODD / "Format1msb.sgy", (4.0, 25.0))
+
+
+@shared
+def test_a_public_model_with_rectangular_cells(tmp_path: Path) -> None:
+    with tarfile.open(SHARED_DATA / "models" / "marmousi2_original_segy" / "Vp.segy.tar.gz") as archive:
+        archive.extract("Vp.segy", tmp_path, filter="data")
+    earth = read_model(tmp_path / "Vp.segy")
+    assert earth.grid.shape == (701, 2721)
+    assert earth.grid.spacing_m == (5.0, 6.25)
+    assert (earth.slowest_mps, earth.fastest_mps) == (1028.0, 4700.0)
