@@ -53,8 +53,9 @@ class RunFolder:
                     cannot be written to
         """
         path = parent / name
+        refuse_taken(path, overwrite)
         if path.exists():
-            _make_room(path, overwrite)
+            _delete_earlier(path)
         # The folder is filled under a temporary name, so that one with this name always has its configuration.
         temporary = parent / f".{name}.{os.getpid()}.tmp"
         try:
@@ -195,30 +196,35 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return events
 
 
-def _make_room(path: Path, overwrite: bool) -> None:
-    """Delete an earlier run when told to; else raise ConfigError with what to do about it."""
-    is_run = (path / "config.toml").is_file()
-    if overwrite and is_run:
-        lock = FolderLock(path)
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            raise ConfigError(
-                f"{path} cannot be deleted ({error.strerror or error}); choose another name with --name."
-            ) from error
-        finally:
-            lock.release()
-    elif not is_run:
+def refuse_taken(path: Path, overwrite: bool) -> None:
+    """Raise ConfigError where a new run cannot go to `path`: a run is there that may not be replaced, or a stranger."""
+    if not path.exists():
+        return
+    if not (path / "config.toml").is_file():
         raise ConfigError(f"{path} exists and is not a run folder; choose another name with --name, or move it away.")
-    elif is_done(path):
+    if overwrite:
+        return
+    if is_done(path):
         raise ConfigError(
             f"{path} holds a finished run; choose another name with --name, or replace it with --overwrite."
         )
-    else:
+    raise ConfigError(
+        f"{path} holds an unfinished run; go on with `hpfwi resume {path}`, choose another name with --name, or "
+        "replace it with --overwrite."
+    )
+
+
+def _delete_earlier(path: Path) -> None:
+    """Delete a run folder that nobody runs."""
+    lock = FolderLock(path)
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
         raise ConfigError(
-            f"{path} holds an unfinished run; go on with `hpfwi resume {path}`, choose another name with --name, or "
-            "replace it with --overwrite."
-        )
+            f"{path} cannot be deleted ({error.strerror or error}); choose another name with --name."
+        ) from error
+    finally:
+        lock.release()
 
 
 def _open_for_append(file: Path) -> int:

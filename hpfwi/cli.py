@@ -1,0 +1,330 @@
+"""The `hpfwi` command: one function per verb, each a thin layer over the library.
+
+Exit codes: 0 done, 2 configuration, 3 data, 4 numerics, 5 cluster, 75 stopped and resumable; 1 is a defect of hpfwi and
+130 a Ctrl-C outside a run. Everything heavy is imported inside the verbs, so that `hpfwi --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hpfwi import __version__
+from hpfwi.errors import EXIT_CLUSTER, EXIT_DATA, EXIT_STOPPED, ConfigError, HpfwiError, Stopped
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hpfwi.config import RunConfig
+    from hpfwi.run_folder import RunFolder
+
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Find the velocity of the earth from seismic records: full waveform inversion with grids or neural networks.",
+    epilog="Start with `hpfwi demo`. Exit codes: 0 done, 2 configuration, 3 data, 4 numerics, 5 cluster, 75 stopped "
+    "and resumable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Source = Annotated[
+    str, typer.Argument(metavar="RUN.TOML", help="A TOML file, or the name of a recipe: `hpfwi config` lists them.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Change one option of the configuration; may be repeated."),
+]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the run and of its folder.")]
+Workers = Annotated[
+    str | None,
+    typer.Option("--workers", metavar="N", help="Worker processes; 0 computes in this process, auto uses every core."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PATH", help="The true velocity model: .npy, .npz, .zarr, .segy or .sgy."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run, such as runs/demo.")]
+
+
+@app.callback()
+def _hpfwi(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error came from; HPFWI_DEBUG=1 does the same.")
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"hpfwi {__version__}")
+        raise typer.Exit
+    if debug:
+        os.environ["HPFWI_DEBUG"] = "1"
+
+
+def _verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command whose errors end it with one sentence on stderr and the exit code of their kind."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any, **options: Any) -> None:
+        try:
+            function(*arguments, **options)
+        except (typer.Exit, typer.Abort):
+            raise
+        except BaseException as error:
+            if isinstance(error, SystemExit | GeneratorExit) or os.environ.get("HPFWI_DEBUG", "0") not in ("", "0"):
+                raise
+            sentence, code = _said(error)
+            typer.echo(sentence, err=True)
+            raise typer.Exit(code) from None
+
+    return app.command(function.__name__)(guarded)
+
+
+def _said(error: BaseException) -> tuple[str, int]:
+    """What to print for an error, and the exit code of its kind."""
+    from hpfwi_cluster.errors import ClusterError
+    from hpfwi_kernels.errors import KernelError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, HpfwiError):
+        return text, error.exit_code
+    if isinstance(error, KernelError):
+        return text, EXIT_DATA
+    if isinstance(error, ClusterError):
+        return text, EXIT_CLUSTER
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted.", EXIT_INTERRUPTED
+    return (
+        f"hpfwi failed in a way it does not know ({type(error).__name__}: {text or 'no message'}); run it with --debug "
+        "and report what it shows together with the output of `hpfwi env`."
+    ), 1
+
+
+@_verb
+def demo(overrides: Overrides = None, name: Name = None, workers: Workers = None, overwrite: Overwrite = False) -> None:
+    """Invert a made-up earth, to see hpfwi at work: no file and no configuration needed, minutes on a laptop."""
+    _start("demo", _overrides(overrides, name=name, workers=workers), overwrite)
+
+
+@_verb
+def invert(
+    source: Source,
+    model: Model = None,
+    overrides: Overrides = None,
+    name: Name = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Invert observed gathers, or gathers simulated in a true model, as a TOML file or a recipe says."""
+    _start(source, _overrides(overrides, model=model, name=name, workers=workers), overwrite)
+
+
+@_verb
+def resume(folder: Folder, workers: Workers = None) -> None:
+    """Go on with a stopped or killed run from its last checkpoint, on any number of workers."""
+    from hpfwi.config import load_config
+    from hpfwi.run_folder import RunFolder
+
+    with RunFolder.open(folder) as run:
+        if run.is_done:
+            typer.echo(f"{folder} is finished; there is nothing to resume.")
+            return
+        config, _ = load_config(run.config_path, _overrides(None, workers=workers))
+        _drive(config, run, going_on=True)
+
+
+@_verb
+def simulate(
+    source: Source,
+    model: Model = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PATH.zarr", help="Where the gathers go; without it, NAME.zarr.")
+    ] = None,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace gathers that are there already.")] = False,
+) -> None:
+    """Compute the gathers that a survey would record in the true model, and store them with survey and wavelet."""
+    from hpfwi.config import load_config
+    from hpfwi.experiment import build_experiment, simulated_gathers
+    from hpfwi.store.gathers import write_gathers
+
+    config, _ = load_config(source, _overrides(overrides, model=model))
+    path = out or Path(f"{config.name}.zarr")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists; choose another place with --out, or replace it with --overwrite.")
+    experiment = build_experiment(config.model_copy(update={"data": config.data.model_copy(update={"observed": None})}))
+    console = _console()
+    with console.status(f"Simulating {experiment.survey.shots} shots") as status:
+        gathers = simulated_gathers(
+            experiment,
+            threads=len(os.sched_getaffinity(0)),
+            progress=lambda done, shots: status.update(f"Simulating shot {done} of {shots}"),
+        )
+    attrs = {"made_by": f"hpfwi {__version__} simulate", "name": config.name}
+    write_gathers(path, gathers, experiment.survey, experiment.wavelet, attrs, overwrite=overwrite)
+    shots, receivers, samples = gathers.shape
+    typer.echo(f"Wrote {shots} shots x {receivers} receivers x {samples} samples to {path}")
+
+
+@_verb
+def plan(source: Source, model: Model = None, overrides: Overrides = None, workers: Workers = None) -> None:
+    """Print what follows from a configuration, and the time and memory it needs, without running it."""
+    from hpfwi.config import load_config
+    from hpfwi.experiment import build_experiment
+    from hpfwi.plan import as_table, derived_settings, estimated_time
+
+    config, _ = load_config(source, _overrides(overrides, model=model, workers=workers))
+    experiment = build_experiment(config)
+    rows = derived_settings(experiment)
+    _console().print(as_table([*rows, *estimated_time(experiment)], f"Plan of {config.name}"))
+
+
+@_verb
+def config(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[RUN.TOML]", help="A TOML file or a recipe; without it, the defaults.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print every option with its meaning, value, origin and default, as TOML that can be edited and run.
+
+    Recipes: demo, marmousi_smooth, marmousi_linear.
+    """
+    from hpfwi.config import describe, load_config
+
+    typer.echo(describe(*load_config(source, _overrides(overrides))), nl=False)
+
+
+@_verb
+def env(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print versions and hardware, for a bug report; nothing secret is among them."""
+    import json
+
+    from hpfwi.environment import environment, environment_text
+
+    facts = environment()
+    typer.echo(json.dumps(facts, indent=1) if as_json else environment_text(facts))
+
+
+@_verb
+def check(
+    with_ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start a Ray worker too.")] = True,
+) -> None:
+    """Prove that this installation works: kernel, inversion, files and Ray, in about a minute."""
+    from hpfwi.installation import checks
+
+    failed = 0
+    for result in checks(with_ray=with_ray):
+        typer.echo(f"{'ok    ' if result.ok else 'FAILED'}  {result.seconds:6.1f} s  {result.name}: {result.detail}")
+        failed += not result.ok
+    if failed:
+        raise HpfwiError(f"{failed} of the checks failed; `hpfwi env` says what a bug report needs.")
+    typer.echo("This installation works.")
+
+
+@_verb
+def report(folder: Folder) -> None:
+    """Draw the figures of a run, finished or not, and write its report.html."""
+    from hpfwi.report import write_report
+
+    typer.echo(f"Wrote {write_report(folder)}")
+
+
+def _overrides(
+    overrides: list[str] | None, *, model: str | None = None, name: str | None = None, workers: str | None = None
+) -> list[str]:
+    """The --set options, followed by the options that have a name of their own."""
+    from hpfwi.options import toml_value
+
+    named = {"model.true": model, "name": name}
+    texts = [f"{option}={toml_value(value)}" for option, value in named.items() if value is not None]
+    return [*(overrides or []), *texts, *([] if workers is None else [f"cluster.workers={workers}"])]
+
+
+def _start(source: str, overrides: list[str], overwrite: bool) -> None:
+    """Make the folder of a new run and run it."""
+    from hpfwi.config import load_config
+    from hpfwi.environment import environment
+    from hpfwi.experiment import build_experiment
+    from hpfwi.plan import derived_settings, in_brief
+    from hpfwi.run_folder import RunFolder, refuse_taken
+
+    config, _ = load_config(source, overrides)
+    parent = Path(config.output.folder)
+    refuse_taken(parent / config.name, overwrite)
+    experiment = build_experiment(config)
+    for line in in_brief(derived_settings(experiment)):
+        typer.echo(line)
+    facts = environment(["hpfwi", *sys.argv[1:]])
+    with RunFolder.create(config, config.name, parent=parent, environment=facts, overwrite=overwrite) as run:
+        _drive(config, run, going_on=False)
+
+
+def _drive(config: RunConfig, run: RunFolder, *, going_on: bool) -> None:
+    """Invert in an open run folder, stopping when asked to; then write the report and say where to look."""
+    from hpfwi.inversion.invert import invert as invert_in
+    from hpfwi.report import write_report
+    from hpfwi.stop import Stop, on_signals
+
+    for notice in run.notices:
+        typer.echo(notice)
+    typer.echo(f"Run folder {run.path}")
+    stop = Stop()
+    remedy = f"go on with `hpfwi resume {run.path}`."
+    try:
+        with on_signals(stop, typer.echo):
+            invert_in(config, run, resume=going_on, stop=stop)
+    except KeyboardInterrupt:
+        raise Stopped(f"Stopped at once by a second signal; {remedy}") from None
+    except Stopped as error:
+        text = str(error).rstrip(".")
+        raise Stopped(f"{text}." if "hpfwi resume" in text else f"{text}; {remedy}") from None
+    page = write_report(run.path)
+    for line in _summary(run, page):
+        typer.echo(line)
+
+
+def _summary(run: RunFolder, page: Path) -> list[str]:
+    """The last lines of a run: what changed, and where to look."""
+    events = run.events()
+    lines = []
+    for kind, field, label, unit in (
+        ("diagnostics", "mse_kmps2", "Model error", " (km/s)², mean square"),
+        ("iteration", "misfit", "Misfit", ""),
+    ):
+        values = [event[field] for event in events if event["kind"] == kind and event.get(field) is not None]
+        if len(values) > 1:
+            lines.append(f"{label:<12} {values[0]:.4g} → {values[-1]:.4g}{unit}")
+    return [*lines, f"Report       {page}", f"TensorBoard  tensorboard --logdir {run.path / 'tb'}"]
+
+
+def _console() -> Console:
+    """A console as wide as the terminal; 100 columns where there is none."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=100)
+
+
+def main() -> None:
+    """Entry point of the `hpfwi` command."""
+    app(prog_name="hpfwi")
+
+
+if __name__ == "__main__":
+    main()
+
+
+__all__ = ["EXIT_INTERRUPTED", "EXIT_STOPPED", "app", "main"]

@@ -1,0 +1,107 @@
+"""What a configuration describes, built: models, survey, wavelet, simulator, and the observed gathers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpfwi.config import RunConfig, require_input
+from hpfwi.errors import ConfigError
+from hpfwi.physics.model import ModelPair, load_models
+from hpfwi.physics.modelling import Simulator, simulate_observed
+from hpfwi.physics.source import build_wavelet
+from hpfwi.physics.survey import Survey, build_survey
+from hpfwi.store.gathers import open_gathers
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """The physics of one run, ready to compute.
+
+    wavelet     float32[shot, source, time]
+    simulator   made for the whole range of velocities that the inversion may reach
+    """
+
+    config: RunConfig
+    models: ModelPair
+    survey: Survey
+    wavelet: NDArray[np.float32]
+    simulator: Simulator
+
+    @property
+    def slowest_mps(self) -> float:
+        """The lowest velocity in the models of the run."""
+        models = [self.models.initial] if self.models.true is None else [self.models.initial, self.models.true]
+        return min(model.slowest_mps for model in models)
+
+
+def build_experiment(config: RunConfig) -> Experiment:
+    """Build what `config` describes; no wave is computed.
+
+    Observed gathers from a file bring their survey with them, and their wavelet unless source.wavelet is a file.
+
+    raises      ConfigError, DataError, hpfwi_kernels.errors.KernelError: one sentence each
+    """
+    require_input(config)
+    models = load_models(config.model)
+    grid = models.initial.grid
+    if config.data.observed is None:
+        survey, wavelet = build_survey(config.survey, grid), None
+    else:
+        store = open_gathers(config.data.observed)
+        survey, wavelet = store.survey, store.wavelet if config.source.wavelet == "ricker" else None
+    if wavelet is None:
+        wavelet = build_wavelet(config.source, survey)
+    wanted = config.inversion.shots_per_iteration
+    if wanted is not None and wanted > survey.shots:
+        raise ConfigError(
+            f"inversion.shots_per_iteration = {wanted} is more than the {survey.shots} shots of the survey; give "
+            f"{survey.shots} at most, or none for all."
+        )
+    low_mps, high_mps = config.model.bounds_mps
+    simulator = Simulator(grid, survey, wavelet, config.modelling, high_mps, low_mps)
+    return Experiment(config, models, survey, wavelet, simulator)
+
+
+def simulated_gathers(
+    experiment: Experiment, *, threads: int = 1, progress: Callable[[int, int], None] | None = None
+) -> NDArray[np.float32]:
+    """Gathers of the true model that stand in for observed ones, float32[shot, receiver, time], noise included.
+
+    progress    called with (shots done, shots in all)
+    raises      ConfigError without a true model
+    """
+    data = experiment.config.data
+    if experiment.models.true is None:
+        raise ConfigError("Simulating gathers needs a true model, and model.true is none; name one with --model PATH.")
+    gathers = simulate_observed(
+        experiment.models.true,
+        experiment.survey,
+        experiment.wavelet,
+        experiment.config.modelling,
+        refine=data.refine,
+        order=data.order,
+        threads=threads,
+        progress=progress,
+    )
+    return with_noise(gathers, data.noise_std_share, data.noise_seed)
+
+
+def with_noise(gathers: NDArray[np.float32], std_share: float, seed: int) -> NDArray[np.float32]:
+    """Add Gaussian noise whose standard deviation is `std_share` times that of all gathers [shot, receiver, time].
+
+    >>> clean = np.sin(np.arange(4000, dtype=np.float32)).reshape(2, 20, 100)
+    >>> bool(abs(np.std(with_noise(clean, 0.5, seed=1) - clean) / np.std(clean) - 0.5) < 0.02)
+    True
+    """
+    if std_share == 0:
+        return gathers
+    generator = np.random.default_rng(seed)
+    std = std_share * float(np.std(gathers, dtype=np.float64))
+    noisy = np.empty_like(gathers)
+    for shot, gather in enumerate(gathers):
+        noisy[shot] = gather + std * generator.standard_normal(gather.shape, dtype=np.float32)
+    return noisy

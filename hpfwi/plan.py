@@ -1,0 +1,132 @@
+"""What a run will do and cost, said before anything heavy starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import TYPE_CHECKING
+
+from hpfwi.experiment import Experiment
+from hpfwi.physics.modelling import Derived, Simulator, derived
+from hpfwi.progress import clock
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+CALIBRATION_SAMPLES = 100
+"""Samples of the one shot that is timed: long enough to outweigh the start of a call, short enough for a second."""
+
+
+def derived_settings(experiment: Experiment) -> list[Derived]:
+    """The values that follow from the configuration, each with its reason; no wave is computed."""
+    config, survey = experiment.config, experiment.survey
+    grid = experiment.simulator.grid
+    (rows, columns), (dz_m, dx_m) = grid.shape, grid.spacing_m
+    workers = config.cluster.worker_count()
+    threads = config.cluster.threads_per_worker
+    shots = config.inversion.shots_per_iteration or survey.shots
+    at_once = min(threads, shots)
+    gathers_mb = 4 * survey.shots * survey.receivers * survey.samples / 1e6
+    memory_mb = at_once * experiment.simulator.stored_bytes_per_shot / 1e6
+    return [
+        Derived("cells", f"{rows} x {columns}", f"{rows * dz_m:g} m deep and {columns * dx_m:g} m long"),
+        Derived(
+            "shots_per_iteration",
+            shots,
+            f"all {survey.shots} of the survey" if shots == survey.shots else f"drawn from {survey.shots}",
+        ),
+        *derived(experiment.simulator, experiment.slowest_mps),
+        Derived(
+            "workers",
+            workers,
+            "in this process, without Ray" if workers == 0 else f"processes of {counted(threads, 'thread')}",
+        ),
+        Derived("snapshot_megabytes_per_worker", round(memory_mb, 1), f"{counted(at_once, 'shot')} at a time"),
+        Derived(
+            "gathers_megabytes",
+            round(gathers_mb, 1),
+            f"{survey.shots} shots x {survey.receivers} receivers x {survey.samples} samples in float32",
+        ),
+    ]
+
+
+def estimated_time(experiment: Experiment) -> list[Derived]:
+    """Time of an iteration and of the run, from the gradient of one shortened shot computed here and now.
+
+    The estimate leaves out start-up, diagnostics and the simulation of observed gathers, and takes every worker to be
+    as fast as this process.
+    """
+    config = experiment.config
+    seconds_per_update = _seconds_of_a_short_shot(experiment)
+    updates = experiment.simulator.updates_per_shot
+    shots = config.inversion.shots_per_iteration or experiment.survey.shots
+    lanes = max(1, config.cluster.worker_count()) * config.cluster.threads_per_worker
+    rounds = math.ceil(math.ceil(shots / config.inversion.shots_per_item) / lanes) * config.inversion.shots_per_item
+    per_shot_s = seconds_per_update * updates
+    per_iteration_s = per_shot_s * rounds
+    total_s = per_iteration_s * config.inversion.iterations
+    return [
+        Derived("seconds_per_shot", float(f"{per_shot_s:.2g}"), "timed on a short shot just now, gradient included"),
+        Derived("seconds_per_iteration", float(f"{per_iteration_s:.2g}"), f"{shots} shots, {lanes} at the same time"),
+        Derived("estimated_time", clock(total_s), f"{config.inversion.iterations} iterations, without start-up"),
+    ]
+
+
+def _seconds_of_a_short_shot(experiment: Experiment) -> float:
+    """Seconds per update of the wavefield, over the forward and the backward pass of one shot."""
+    import torch
+
+    samples = min(CALIBRATION_SAMPLES, experiment.survey.samples)
+    survey = dataclasses.replace(experiment.survey.subset([0]), samples=samples)
+    full = experiment.simulator
+    # The scheme of the whole run is set explicitly, because a cut wavelet would derive another one.
+    settings = full.settings.model_copy(
+        update={"substeps": full.scheme.substeps, "store_every": full.scheme.store_every, "pml_hz": full.scheme.pml_hz}
+    )
+    low_mps, high_mps = experiment.config.model.bounds_mps
+    wavelet = experiment.wavelet[:1, :, :samples]
+    simulator = Simulator(full.grid, survey, wavelet, settings, high_mps, low_mps)
+    velocity = torch.tensor(experiment.models.initial.velocity, requires_grad=True)
+    best = math.inf
+    for _ in range(3):  # the first one may compile
+        start = time.perf_counter()
+        simulator.predict(velocity, [0]).sum().backward()
+        best = min(best, time.perf_counter() - start)
+    return best / simulator.updates_per_shot
+
+
+def counted(count: int, noun: str) -> str:
+    """
+    >>> counted(1, "shot"), counted(2, "shot")
+    ('1 shot', '2 shots')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def in_brief(rows: list[Derived]) -> list[str]:
+    """One line of the values that matter most, and one for each that is outside what gives good results."""
+    value = {row.name: row.value for row in rows}
+    workers = value["workers"]
+    first = (
+        f"{value['cells']} cells, {value['shots_per_iteration']} shots per iteration, {value['points_per_wavelength']} "
+        f"points per wavelength, {counted(int(value['substeps']), 'time step')} per sample, "
+        f"{counted(int(workers), 'worker') if workers else 'no Ray'}"
+    )
+    return [first, *(f"Warning: {row.name} = {row.value}: {row.reason}." for row in rows if row.warning)]
+
+
+def as_table(rows: list[Derived], title: str) -> Table:
+    """Name, value and reason as a table for the terminal; values outside what gives good results are marked."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for row in rows:
+        style = "yellow" if row.warning else ""
+        value = f"{row.value:,}" if isinstance(row.value, int) else str(row.value)
+        table.add_row(row.name, Text(value, style), Text(f"{'WARNING: ' if row.warning else ''}{row.reason}", style))
+    return table

@@ -1,0 +1,55 @@
+"""Stopping a run between two iterations when somebody asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+
+class Stop:
+    """A flag that a run polls after every iteration; whoever wants the run to end raises it.
+
+    >>> stop = Stop()
+    >>> stop.requested
+    False
+    >>> stop.request("the time limit is near")
+    >>> stop.requested, stop.reason
+    (True, 'the time limit is near')
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    @property
+    def requested(self) -> bool:
+        return bool(self.reason)
+
+    def request(self, reason: str) -> None:
+        """Ask the run to end; the first reason counts."""
+        self.reason = self.reason or reason
+
+
+@contextlib.contextmanager
+def on_signals(stop: Stop, say: Callable[[str], None]) -> Iterator[None]:
+    """Raise `stop` on Ctrl-C and SIGTERM while the block runs; the handlers before come back after it.
+
+    The second signal raises KeyboardInterrupt at once. That loses the iterations since the last checkpoint and nothing
+    else, because every file of a run folder appears whole or not at all.
+    """
+    names = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        name = names[signal.Signals(number)]
+        if stop.requested:
+            raise KeyboardInterrupt(name)
+        stop.request(name)
+        say(f"{name}: stopping after this iteration, with a checkpoint; once more stops at once.")
+
+    before = {number: signal.signal(number, asked) for number in names}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
