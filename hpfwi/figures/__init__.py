@@ -7,7 +7,7 @@ from hpfwi.figures.record import RunRecord
 from hpfwi.figures.style import Picture
 
 # The order of the report.
-_FIGURES = (
+FIGURES = (
     sections.models,
     curves.curves,
     gathers.gathers,
@@ -24,7 +24,7 @@ def draw_figures(record: RunRecord, folder: Path) -> list[Picture]:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     with style.look():
-        for draw in _FIGURES:
+        for draw in FIGURES:
             picture = draw(record)
             if picture is not None:
                 style.save_png(picture.figure, folder / picture.file)
