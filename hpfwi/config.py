@@ -15,12 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hpfwi_cluster.settings import ClusterSettings
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hpfwi.errors import ConfigError
+from hpfwi.inversion.optimise import AdamSettings
 from hpfwi.inversion.parameterisation import ParameterisationSettings
 from hpfwi.options import NONE, Option, as_toml, options_of, toml_value
+from hpfwi.parallel import ClusterSettings
 from hpfwi.physics.model import ModelSettings
 from hpfwi.physics.modelling import ModellingSettings
 from hpfwi.physics.source import SourceSettings
@@ -88,6 +89,7 @@ class InversionSettings(BaseModel):
     snapshot_every: int = Field(default=10, ge=1, description="Iterations between models kept in the history.")
     checkpoint_every: int = Field(default=20, ge=1, description="Iterations between checkpoints.")
     parameterisation: ParameterisationSettings = ParameterisationSettings.model_validate({})
+    optimiser: AdamSettings = AdamSettings.model_validate({})
 
     @model_validator(mode="after")
     def _whole_items(self) -> InversionSettings:

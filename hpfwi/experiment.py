@@ -14,7 +14,7 @@ from hpfwi.physics.model import ModelPair, load_models
 from hpfwi.physics.modelling import Simulator, simulate_observed
 from hpfwi.physics.source import build_wavelet
 from hpfwi.physics.survey import Survey, build_survey
-from hpfwi.store.gathers import open_gathers
+from hpfwi.store.gathers import GathersStore, open_gathers
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +49,11 @@ def build_experiment(config: RunConfig) -> Experiment:
     models = load_models(config.model)
     grid = models.initial.grid
     if config.data.observed is None:
-        survey, wavelet = build_survey(config.survey, grid), None
+        survey = build_survey(config.survey, grid)
+        wavelet = build_wavelet(config.source, survey)
     else:
         store = open_gathers(config.data.observed)
-        survey, wavelet = store.survey, store.wavelet if config.source.wavelet == "ricker" else None
-    if wavelet is None:
-        wavelet = build_wavelet(config.source, survey)
+        survey, wavelet = store.survey, wavelet_of(config, store)
     wanted = config.inversion.shots_per_iteration
     if wanted is not None and wanted > survey.shots:
         raise ConfigError(
@@ -64,6 +63,17 @@ def build_experiment(config: RunConfig) -> Experiment:
     low_mps, high_mps = config.model.bounds_mps
     simulator = Simulator(grid, survey, wavelet, config.modelling, high_mps, low_mps)
     return Experiment(config, models, survey, wavelet, simulator)
+
+
+def wavelet_of(config: RunConfig, observed: GathersStore) -> NDArray[np.float32]:
+    """The wavelet of observed gathers, float32[shot, source, time].
+
+    Gathers that the run simulated carry theirs. A file's own wavelet counts unless source.wavelet names another one.
+    """
+    named = config.data.observed is not None and config.source.wavelet != "ricker"
+    if observed.wavelet is None or named:
+        return build_wavelet(config.source, observed.survey)
+    return observed.wavelet
 
 
 def simulated_gathers(

@@ -3,7 +3,7 @@
     model/true, model/initial, model/inverted, model/best    float32[z, x], m/s
     model/history                                            float32[record, z, x], m/s; its iterations beside it
     gathers/observed, gathers/initial, gathers/predicted     float32[k, receiver, time] of the shots in gathers/shots
-    attributes of the root                                   name, spacing_m (dz, dx), origin_m (z, x), dt_s
+    attributes of the root                                   name, spacing_m (dz, dx), origin_m (z, x), dt_s, observed_rms (Pa)
 
 Checkpoints are what a run goes on from; everything here can be computed again.
 """
@@ -40,6 +40,11 @@ class Results:
             self._root().attrs.update(
                 {"name": name, "spacing_m": list(spacing_m), "origin_m": list(origin_m), "dt_s": dt_s}
             )
+
+    def observed_rms(self, rms: float) -> None:
+        """Set the root mean square of all observed samples, Pa: the unit in which an inversion counts residuals."""
+        with _disk(self.path):
+            self._root().attrs["observed_rms"] = rms
 
     def model(self, name: str, velocity: np.ndarray) -> None:
         """Store a model [z, x] in m/s as model/`name`, in place of an earlier one."""

@@ -29,7 +29,15 @@ class Profiles:
 
 
 def cpml_profiles(
-    cells: int, low: int, high: int, *, spacing_m: float, dt_s: float, order: int, max_velocity_mps: float, pml_hz: float
+    cells: int,
+    low: int,
+    high: int,
+    *,
+    spacing_m: float,
+    dt_s: float,
+    order: int,
+    max_velocity_mps: float,
+    pml_hz: float,
 ) -> Profiles:
     """Profiles of Pasalic and McGarry (SEG 2010) for an axis of `cells` padded cells with layers of `low` and `high` cells.
 

@@ -225,12 +225,46 @@ def march(
             for s in range(strips_x.shape[0]):
                 strip = (strips_x[s, 0], strips_x[s, 1])
                 _strip_x(
-                    u, v, c, psi_x, psi_x_next, zeta_x, ax, bx, sx, w_out, w_stride, keep, strip, box, stride, kx, dx, reach
+                    u,
+                    v,
+                    c,
+                    psi_x,
+                    psi_x_next,
+                    zeta_x,
+                    ax,
+                    bx,
+                    sx,
+                    w_out,
+                    w_stride,
+                    keep,
+                    strip,
+                    box,
+                    stride,
+                    kx,
+                    dx,
+                    reach,
                 )
             for s in range(strips_z.shape[0]):
                 strip = (strips_z[s, 0], strips_z[s, 1])
                 _strip_z(
-                    u, v, c, psi_z, psi_z_next, zeta_z, az, bz, sz, w_out, w_stride, keep, strip, box, stride, kz, dz, reach
+                    u,
+                    v,
+                    c,
+                    psi_z,
+                    psi_z_next,
+                    zeta_z,
+                    az,
+                    bz,
+                    sz,
+                    w_out,
+                    w_stride,
+                    keep,
+                    strip,
+                    box,
+                    stride,
+                    kz,
+                    dz,
+                    reach,
                 )
             psi_x, psi_x_next = psi_x_next, psi_x
             psi_z, psi_z_next = psi_z_next, psi_z

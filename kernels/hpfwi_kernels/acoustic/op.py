@@ -43,7 +43,13 @@ class _Propagate(torch.autograd.Function):
     ) -> Tensor:
         store = any(ctx.needs_input_grad[:2])
         records, stored = cpu.forward(
-            velocity.detach().numpy(), wavelet.detach().numpy(), sources, receivers, scheme, store=store, threads=threads
+            velocity.detach().numpy(),
+            wavelet.detach().numpy(),
+            sources,
+            receivers,
+            scheme,
+            store=store,
+            threads=threads,
         )
         if store:
             assert stored is not None

@@ -144,7 +144,9 @@ def _require_shapes(velocity: NDArray, wavelet: NDArray, sources: Points, receiv
     if min(shots, per_shot, samples) < 1:
         raise ModelError(f"wavelet of shape {wavelet.shape} holds nothing: it needs a shot, a source and a sample.")
     if velocity.ndim == 3 and velocity.shape[0] != shots:
-        raise ModelError(f"velocity holds {velocity.shape[0]} models for {shots} shots; give one model, or one per shot.")
+        raise ModelError(
+            f"velocity holds {velocity.shape[0]} models for {shots} shots; give one model, or one per shot."
+        )
     if min(velocity.shape[-2:]) < 1:
         raise ModelError(f"velocity of shape {velocity.shape} has no cells.")
     if scheme.free_surface and velocity.shape[-2] < scheme.order:
@@ -154,7 +156,9 @@ def _require_shapes(velocity: NDArray, wavelet: NDArray, sources: Points, receiv
         )
     if not np.isfinite(velocity).all():
         cell = np.argwhere(~np.isfinite(velocity))[0]
-        raise ModelError(f"velocity is {velocity[tuple(cell)]} at cell {tuple(map(int, cell))}; it must be finite everywhere.")
+        raise ModelError(
+            f"velocity is {velocity[tuple(cell)]} at cell {tuple(map(int, cell))}; it must be finite everywhere."
+        )
     if not np.isfinite(wavelet).all():
         where = np.argwhere(~np.isfinite(wavelet))[0]
         raise ModelError(f"wavelet is {wavelet[tuple(where)]} at [shot, source, time] = {tuple(map(int, where))}.")

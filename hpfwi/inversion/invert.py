@@ -1,0 +1,373 @@
+"""The loop of an inversion: iterations on workers, diagnostics and checkpoints on the driver, a report at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpfwi import checkpoints
+from hpfwi.errors import DataError, NumericsError, Stopped
+from hpfwi.inversion import signatures
+from hpfwi.inversion.diagnostics import diagnose, reference_state
+from hpfwi.inversion.metrics import model_metrics
+from hpfwi.inversion.optimise import batch_of_items, iterations_per_pass
+from hpfwi.inversion.prepare import predicted, prepare, shown_shots
+from hpfwi.inversion.task import InversionTask, open_task
+from hpfwi.parallel import Group, GroupLost, IterationResult, State, local_threads, start_group
+from hpfwi.physics.model import EarthModel
+from hpfwi.progress import Progress
+from hpfwi.tensorboard_view import TensorBoardView, colour_limits_mps
+
+if TYPE_CHECKING:
+    from hpfwi.config import RunConfig
+    from hpfwi.run_folder import RunFolder
+    from hpfwi.stop import Stop
+
+_STATE = "state/"
+_REFERENCE = "reference/"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a finished run ended.
+
+    misfit_*      Σ residual² / Σ observed² of the first and of the last pass through the shots
+    mse_*_kmps2   mean squared velocity error at the start and at the end, (km/s)², None without a true model
+    verdict       the failure signatures in words
+    """
+
+    iterations: int
+    seconds: float
+    misfit_first: float
+    misfit_last: float
+    mse_first_kmps2: float | None
+    mse_last_kmps2: float | None
+    verdict: str
+
+
+def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) -> Outcome:
+    """Run an inversion in its folder, from the start or from the last checkpoint.
+
+    stop    polled between iterations; once raised, the run leaves a checkpoint and ends
+
+    raises  Stopped: asked to; the folder can be resumed, to the same bits, on any number of workers
+            NumericsError: a misfit or gradient that is not finite; nothing was applied
+            DataError, ConfigError, hpfwi_kernels.errors.KernelError, hpfwi_cluster.errors.ClusterError
+    """
+    iterations = config.inversion.iterations
+    folder.event("resume" if resume else "start", name=config.name, workers=config.cluster.worker_count())
+    with contextlib.closing(TensorBoardView(folder.path)) as view, Progress(iterations) as bar:
+        run = _Run(config, folder, view, bar.say)
+        if resume and run.restore():
+            bar.say(f"Going on after iteration {run.done}.")
+            bar.went_back(run.done)
+        else:
+            run.start()
+        with start_group(folder.path, config.cluster) as group:
+            run.give_state(group)
+            while run.done < iterations:
+                if stop.requested:
+                    run.checkpoint(group)
+                    folder.event("stop", iteration=run.done, reason=stop.reason)
+                    raise Stopped(
+                        f"Stopped after iteration {run.done} of {iterations} ({stop.reason}); go on with "
+                        f"`hpfwi resume {folder.path}`."
+                    )
+                step = run.iterate(group)
+                if step is None:
+                    bar.went_back(run.done)
+                else:
+                    bar.update(**step)
+            run.checkpoint(group)
+        return run.finish()
+
+
+class _Run:
+    """The driver's side of a run: its replica, its histories and what it writes."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, view: TensorBoardView, say: Callable[[str], None]) -> None:
+        self.config = config
+        self.settings = config.inversion
+        self.folder = folder
+        self.view = view
+        self.say = say
+        self.threads = local_threads(config.cluster)
+        self.done = 0
+        self.misfits: list[float] = []
+        self.seconds = 0.0
+        self.exponent: int | None = None
+        self.diagnosed: list[dict[str, Any]] = []
+        self.best: tuple[float, NDArray[np.float32]] | None = None
+        self.task: InversionTask
+        self.initial: EarthModel
+        self.true: NDArray[np.float32] | None = None
+        self.reference: State
+        self.saved: tuple[int, int | None, State]
+
+    def start(self) -> None:
+        """A new run: inputs, the work before iteration 0, and a checkpoint that a lost group can go back to."""
+        self.task, experiment = prepare(self.config, self.folder, threads=self.threads, say=self.say)
+        models = experiment.models
+        self.initial = models.initial
+        self.true = None if models.true is None else models.true.velocity
+        self.say(self.task.parameterisation.describe())
+        before = time.perf_counter()
+        report = self.task.parameterisation.prepare()
+        if report is not None:
+            self.seconds += time.perf_counter() - before
+            self.folder.event(
+                "pretrain",
+                steps=report.steps,
+                seconds=report.seconds,
+                mae_mps=report.mae_mps,
+                losses=report.losses[::10],
+            )
+            self.say(
+                f"Pretraining: {report.steps} steps in {report.seconds:.1f} s, mean error {report.mae_mps:.1f} m/s."
+            )
+        self._reference_is_now()
+        self._save(self.task.state())
+        if self.true is not None:
+            self.view.model("true", self.true, 0, spacing_m=self._spacing_m, limits_mps=self._limits_mps)
+
+    def restore(self) -> bool:
+        """Take up the last good checkpoint; False where the run stopped before it had one."""
+        found = checkpoints.load_latest(self.folder.checkpoints)
+        if found is None:
+            return False
+        for sentence in found.skipped:
+            self.say(sentence)
+        self.task = open_task(self.folder.path)
+        models = _models(self.folder)
+        self.initial = EarthModel(models["initial"], self.task.simulator.grid)
+        self.true = models.get("true")
+        self.reference = _part(found.tensors, _REFERENCE)
+        self.done, self.exponent = found.iteration, found.meta["exponent"]
+        state = _part(found.tensors, _STATE)
+        self.saved = (self.done, self.exponent, state)
+        self.task.load_state(state)
+        self._forget_after(self.done)
+        self.seconds = float(found.meta["seconds"])
+        return True
+
+    def give_state(self, group: Group) -> None:
+        """Put every rank at the run's state."""
+        group.exponent = self.saved[1]
+        group.load_state(self.saved[2])
+
+    def iterate(self, group: Group) -> dict[str, Any] | None:
+        """One iteration and what to show of it; None when the group was lost and the run went back to its checkpoint."""
+        iteration, settings = self.done, self.settings
+        started = time.perf_counter()
+        diagnoses = iteration % settings.diagnostics_every == 0
+        keeps = iteration % settings.snapshot_every == 0
+        items = batch_of_items(settings.seed, iteration, len(self.task.groups), self._batch)
+        shots = sum(len(self.task.groups[item]) for item in items)
+        costs = [float(self.task.simulator.updates_per_shot * len(self.task.groups[item])) for item in items]
+        try:
+            if iteration % settings.checkpoint_every == 0:
+                self.checkpoint(group)
+            if diagnoses or keeps:
+                self.task.load_state(group.state())
+            result = group.run(iteration, items, costs)
+        except GroupLost as error:
+            self._go_back(group, str(error))
+            return None
+        self.exponent = group.exponent
+        self.misfits.append(self._misfit(result))
+        for sentence in result.lost:
+            self.folder.event("worker_lost", iteration=iteration, sentence=sentence)
+            self.say(sentence)
+        if keeps:
+            self._snapshot(iteration)
+        if diagnoses:
+            self._diagnose(iteration, result)
+        self.done = iteration + 1
+        self.seconds += time.perf_counter() - started
+        step = {
+            "iteration": iteration,
+            "misfit": self.misfits[-1],
+            "seconds": result.seconds,
+            "shots": shots,
+            "wait_share": result.wait_share,
+        }
+        self._log("iteration", **step, shots_per_s=shots / result.seconds)
+        return step
+
+    def checkpoint(self, group: Group) -> None:
+        """Write the state between iterations, unless it is on disk already."""
+        if self.saved[0] != self.done:
+            self._save(group.state())
+
+    def finish(self) -> Outcome:
+        """Judge the run, write its results and mark it done."""
+        self.task.load_state(self.saved[2])
+        model = self.task.model()
+        self._snapshot(self.done)
+        self._diagnose(self.done, None)
+        results = self.folder.results
+        results.model("inverted", model)
+        results.model("best", self.best[1] if self.best is not None else model)
+        shots = shown_shots(self.task.simulator.survey.shots)
+        inverted = EarthModel(model, self.initial.grid)
+        results.gathers("predicted", predicted(self.task, inverted, shots, threads=self.threads))
+        verdicts = self._verdicts()
+        for verdict in verdicts:
+            self._log("verdict", signature=verdict.signature, present=verdict.present, sentence=verdict.sentence)
+        outcome = self._outcome(model, signatures.say(verdicts))
+        self.folder.event("done", iterations=self.done, seconds=self.seconds)
+        self.folder.done(dataclasses.asdict(outcome))
+        return outcome
+
+    @property
+    def _batch(self) -> int | None:
+        shots = self.settings.shots_per_iteration
+        return None if shots is None else shots // self.settings.shots_per_item
+
+    @property
+    def _spacing_m(self) -> tuple[float, float]:
+        return self.initial.grid.spacing_m
+
+    @property
+    def _limits_mps(self) -> tuple[float, float]:
+        return colour_limits_mps(*(model for model in (self.true, self.initial.velocity) if model is not None))
+
+    def _reference_is_now(self) -> None:
+        self.reference = {name: value.numpy() for name, value in reference_state(self.task.parameterisation).items()}
+
+    def _save(self, state: State) -> None:
+        tensors = {f"{_STATE}{name}": value for name, value in state.items()}
+        tensors |= {f"{_REFERENCE}{name}": value for name, value in self.reference.items()}
+        meta: dict[str, Any] = {"exponent": self.exponent, "seconds": self.seconds}
+        if self.misfits:
+            meta["score"] = self.misfits[-1]
+        path = checkpoints.save(self.folder.checkpoints, self.done, tensors, meta)
+        self.saved = (self.done, self.exponent, state)
+        self.folder.event("checkpoint", iteration=self.done - 1, path=str(path.relative_to(self.folder.path)))
+
+    def _forget_after(self, done: int) -> None:
+        """Take the logs back to where `done` iterations count."""
+        self.folder.truncate_events_after(done - 1)
+        self.folder.results.truncate_history_after(done - 1)
+        events = self.folder.events()
+        self.misfits = [event["misfit"] for event in events if event["kind"] == "iteration"]
+        self.diagnosed = [event for event in events if event["kind"] == "diagnostics"]
+        self.best = None
+
+    def _go_back(self, group: Group, why: str) -> None:
+        """Every worker with the run's state is gone: fresh ones take up the last checkpoint."""
+        self.done, self.exponent = self.saved[0], self.saved[1]
+        self.folder.event("rewind", iteration=self.done, sentence=why)
+        self.say(f"{why} Going on after iteration {self.done}.")
+        self._forget_after(self.done)
+        self.task.load_state(self.saved[2])
+        self.give_state(group)
+
+    def _misfit(self, result: IterationResult) -> float:
+        residual = math.fsum(scalars["residual_energy"] for scalars in result.scalars.values())
+        observed = math.fsum(scalars["observed_energy"] for scalars in result.scalars.values())
+        if observed == 0.0:
+            raise DataError("The observed gathers of this iteration's shots are all zero; leave those shots out.")
+        misfit = residual / observed
+        if not (math.isfinite(misfit) and np.isfinite(result.total).all()):
+            raise NumericsError(
+                f"Iteration {self.done} gave a misfit of {misfit} or a gradient that is not finite; nothing was applied: "
+                "lower the rates or narrow bounds_mps and resume."
+            )
+        return misfit
+
+    def _snapshot(self, iteration: int) -> None:
+        model = self.task.model()
+        self.folder.results.append_history(iteration, model)
+        self.view.model("inverted", model, iteration, spacing_m=self._spacing_m, limits_mps=self._limits_mps)
+
+    def _diagnose(self, iteration: int, result: IterationResult | None) -> None:
+        """Look at the model and network at the start of `iteration`; `result` is what that iteration gave."""
+        import torch
+
+        task, initial = self.task, self.initial.velocity
+        model = task.model()
+        scores = diagnose(
+            task.parameterisation,
+            {name: torch.from_numpy(value) for name, value in self.reference.items()},
+            model,
+            initial,
+            spacing_m=self._spacing_m,
+            wavelength_m=float(initial.mean()) / task.simulator.peak_hz,
+            true=self.true,
+            gradient=None if result is None else result.total,
+        )
+        fields: dict[str, Any] = {name.removeprefix("metrics/"): value for name, value in scores.items()}
+        if result is not None:
+            shares = [scalars["skipped_share"] for scalars in result.scalars.values()]
+            fields["skipped_share"] = math.fsum(shares) / len(shares)
+        score = fields["mse_kmps2"] if self.true is not None else self.misfits[-1]
+        if self.best is None or score < self.best[0]:
+            self.best = (score, model.copy())
+        self.diagnosed.append(self._log("diagnostics", iteration=iteration, **fields))
+
+    def _log(self, kind: str, **fields: Any) -> dict[str, Any]:
+        event = self.folder.event(kind, **fields)
+        self.view.event(event)
+        return event
+
+    def _history(self, name: str, last: int) -> list[float]:
+        """A scalar at the diagnosed iterations among the last `last` ones."""
+        first = self.done - last
+        return [event[name] for event in self.diagnosed if event.get(name) is not None and event["iteration"] >= first]
+
+    def _verdicts(self) -> list[signatures.Verdict]:
+        per_pass = iterations_per_pass(len(self.task.groups), self._batch)
+        misfits = signatures.pass_means(self.misfits, per_pass) or self.misfits
+        window = signatures.WINDOW
+        last, first = self.diagnosed[-1], self.diagnosed[0]
+        deep = [last.get(f"spectra/amplitude_deep_{band}") for band in range(1, 4)]
+        return [
+            signatures.stagnation(
+                misfits,
+                last["model/update_rms_mps"],
+                wanted_rms_mps=last.get("model/wanted_rms_mps"),
+                mean_velocity_mps=float(self.initial.velocity.mean()),
+            ),
+            signatures.oscillation(misfits),
+            signatures.blurring(
+                [math.nan if value is None else value for value in deep] if self.true is not None else [],
+                ssim_shallow=last.get("ssim_shallow"),
+                ssim_deep=last.get("ssim_deep"),
+            ),
+            signatures.cycle_skipping(
+                misfits,
+                skipped_shares=self._history("skipped_share", window * per_pass),
+                mse_kmps2=self._history("mse_kmps2", window * per_pass),
+            ),
+            signatures.bound_sticking(last["model/bound_share"], first["model/bound_share"]),
+        ]
+
+    def _outcome(self, model: NDArray[np.float32], verdict: str) -> Outcome:
+        per_pass = iterations_per_pass(len(self.task.groups), self._batch)
+        passes = signatures.pass_means(self.misfits, per_pass) or self.misfits
+        errors: list[float | None] = [None, None]
+        if self.true is not None:
+            errors = [model_metrics(field, self.true)["mse_kmps2"] for field in (self.initial.velocity, model)]
+        return Outcome(self.done, self.seconds, passes[0], passes[-1], errors[0], errors[1], verdict)
+
+
+def _part(tensors: dict[str, np.ndarray], prefix: str) -> State:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _models(folder: RunFolder) -> dict[str, NDArray[np.float32]]:
+    """The input models that `prepare` stored, by name."""
+    import zarr
+
+    root = zarr.open_group(folder.path / "results.zarr", mode="r")
+    names = [name for name in ("initial", "true") if f"model/{name}" in root]
+    return {name: np.asarray(root[f"model/{name}"][:], np.float32) for name in names}

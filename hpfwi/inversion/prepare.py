@@ -1,0 +1,88 @@
+"""What a run needs before its first iteration, written into its folder: starting model, observed gathers, their scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpfwi.errors import DataError
+from hpfwi.experiment import Experiment, build_experiment, simulated_gathers
+from hpfwi.inversion.task import OBSERVED, InversionTask, open_task
+from hpfwi.physics.model import EarthModel
+from hpfwi.physics.modelling import derived
+from hpfwi.store.gathers import GathersStore, open_gathers, write_gathers
+
+if TYPE_CHECKING:
+    from hpfwi.config import RunConfig
+    from hpfwi.run_folder import RunFolder
+
+SHOWN_SHOTS = 3
+"""Shots whose gathers are kept in the results: a figure shows one, and three tell a trend along the line."""
+
+
+def prepare(
+    config: RunConfig, folder: RunFolder, *, threads: int, say: Callable[[str], None]
+) -> tuple[InversionTask, Experiment]:
+    """Fill a new run folder with the inputs of its inversion and return the driver's replica.
+
+    Observed gathers are simulated here, on a finer grid than the inversion's, unless the configuration names a file.
+
+    raises  DataError, ConfigError, hpfwi_kernels.errors.KernelError: everything that can be found wrong before any work
+    """
+    experiment = build_experiment(config)
+    survey, models = experiment.survey, experiment.models
+    for fact in derived(experiment.simulator, experiment.slowest_mps):
+        folder.event("derived", name=fact.name, value=fact.value, reason=fact.reason, warning=fact.warning)
+    results, grid = folder.results, models.initial.grid
+    results.describe(name=config.name, spacing_m=grid.spacing_m, origin_m=grid.origin_m, dt_s=survey.dt_s)
+    results.model("initial", models.initial.velocity)
+    if models.true is not None:
+        results.model("true", models.true.velocity)
+    if config.data.observed is None:
+        say(f"Simulating {survey.shots} observed shots on cells {config.data.refine} times smaller.")
+        gathers = simulated_gathers(experiment, threads=threads)
+        attrs = {"simulated_by": config.name, "refine": config.data.refine}
+        # A start that was killed here left an older copy behind.
+        write_gathers(folder.path / OBSERVED, gathers, survey, experiment.wavelet, attrs, overwrite=True)
+    observed = open_gathers(config.data.observed if config.data.observed is not None else folder.path / OBSERVED)
+    results.observed_rms(_rms(observed))
+    shots = shown_shots(survey.shots)
+    results.shots(shots)
+    results.gathers("observed", observed.read(shots))
+    task = open_task(folder.path)
+    results.gathers("initial", predicted(task, models.initial, shots, threads=threads))
+    return task, experiment
+
+
+def predicted(task: InversionTask, model: EarthModel, shots: list[int], *, threads: int) -> NDArray[np.float32]:
+    """Gathers of a few shots in a model, float32[shot, receiver, time]."""
+    import torch
+
+    with torch.no_grad():
+        gathers: NDArray[np.float32] = task.simulator.predict(torch.tensor(model.velocity), shots, threads).numpy()
+    return gathers
+
+
+def shown_shots(shots: int) -> list[int]:
+    """A few shots along the line: first quarter, middle, last quarter.
+
+    >>> shown_shots(13), shown_shots(1)
+    ([3, 6, 9], [0])
+    """
+    return sorted({shots * part // (SHOWN_SHOTS + 1) for part in range(1, SHOWN_SHOTS + 1)})
+
+
+def _rms(observed: GathersStore) -> float:
+    """Root mean square of all samples, read shot by shot."""
+    energy = math.fsum(
+        float(np.square(observed.read([shot]), dtype=np.float64).sum()) for shot in range(observed.survey.shots)
+    )
+    if energy == 0.0:
+        raise DataError(
+            f"Every sample of the observed gathers in {observed.path} is zero; give gathers with a signal in them."
+        )
+    return math.sqrt(energy / math.prod(observed.shape))

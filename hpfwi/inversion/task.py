@@ -1,0 +1,171 @@
+"""One replica of an inversion: the model a parameterisation writes, the gradient of a group of shots, the optimiser's step.
+
+A replica is built from a run folder alone, so that a worker on any node, or a resume after the original files are gone,
+starts from the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpfwi.errors import DataError
+from hpfwi.experiment import wavelet_of
+from hpfwi.inversion.misfit import l2
+from hpfwi.inversion.optimise import build_adam, load_optimiser_state, optimiser_state
+from hpfwi.inversion.parameterisation import build_parameterisation
+from hpfwi.inversion.signatures import cycle_skipped_share
+from hpfwi.parallel import groups_of_shots
+from hpfwi.physics.grid import Grid
+from hpfwi.physics.model import EarthModel, water_rows
+from hpfwi.physics.modelling import Simulator
+from hpfwi.store.gathers import GathersStore, open_gathers
+
+if TYPE_CHECKING:
+    from hpfwi.config import RunConfig
+
+OBSERVED = "observed.zarr"
+"""Gathers that a run simulated for itself, inside its folder."""
+_PARAMETER = "parameterisation/"
+_OPTIMISER = "optimiser/"
+
+
+class InversionTask:
+    """The state of an inversion and what advances it.
+
+    config          of the run
+    initial         the starting model
+    observed        gathers to fit, with their survey
+    observed_rms    root mean square of all observed samples, Pa; residuals are counted in this unit, which keeps gradients
+                    near 1 whatever the strength of the source, as Adam's epsilon wants
+
+    The misfit that is minimised is J = ½ Σ ((predicted - observed) / observed_rms)².
+    """
+
+    def __init__(self, config: RunConfig, initial: EarthModel, observed: GathersStore, observed_rms: float) -> None:
+        self._config = config
+        self._observed = observed
+        self._observed_rms = observed_rms
+        survey = observed.survey
+        wavelet = wavelet_of(config, observed)
+        low, high = config.model.bounds_mps
+        self.simulator = Simulator(initial.grid, survey, wavelet, config.modelling, high, low)
+        self.groups = groups_of_shots(survey.shots, config.inversion.shots_per_item)
+        self.parameterisation = build_parameterisation(
+            config.inversion.parameterisation,
+            initial,
+            config.model.bounds_mps,
+            water_rows(initial.grid, config.model.water_depth_m),
+            config.inversion.seed,
+        )
+        self.optimiser = build_adam(self.parameterisation.parameter_groups(), config.inversion.optimiser)
+        self._model: torch.Tensor | None = None
+        self._velocity: torch.Tensor | None = None
+        self._look_for_skips = False
+        self._cache: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def model(self) -> NDArray[np.float32]:
+        """The current model, float32[z, x], m/s."""
+        with torch.no_grad():
+            velocity: NDArray[np.float32] = self.parameterisation().numpy()
+        return velocity
+
+    def begin(self, iteration: int) -> None:
+        """Write the model of this iteration; the network's part of the chain rule waits for `advance`."""
+        self._model = self.parameterisation()
+        self._velocity = self._model.detach()
+        self._look_for_skips = iteration % self._config.inversion.diagnostics_every == 0
+
+    def gradient(self, shots: Sequence[int]) -> tuple[NDArray[np.float32], dict[str, float]]:
+        """dJ/dm of some shots, float32[z, x] per m/s, and what they add up to.
+
+        The numbers are `residual_energy` and `observed_energy`, sums of squares in units of observed_rms², and, in the
+        iterations of diagnostics, `skipped_share`. May be called from several threads at once.
+        """
+        assert self._velocity is not None  # begin comes first
+        velocity = self._velocity.clone().requires_grad_()
+        observed = self._observed_of(tuple(shots))
+        predicted = self.simulator.predict(velocity, shots)
+        misfit = l2(predicted, observed) / self._observed_rms**2
+        (gradient,) = torch.autograd.grad(misfit, velocity)
+        scalars = {
+            "residual_energy": 2.0 * float(misfit.detach()),
+            "observed_energy": float(observed.double().square().sum()) / self._observed_rms**2,
+        }
+        if self._look_for_skips:
+            scalars["skipped_share"] = cycle_skipped_share(
+                predicted.detach().numpy(), observed.numpy(), self._observed.survey.dt_s, self.simulator.peak_hz
+            )
+        result: NDArray[np.float32] = gradient.numpy()
+        return result, scalars
+
+    def advance(self, iteration: int, gradient: NDArray[np.float64]) -> None:
+        """Take one optimiser step with dJ/dm[z, x], the sum over the iteration's shots."""
+        assert self._model is not None  # begin comes first
+        self.optimiser.zero_grad()
+        self._model.backward(torch.from_numpy(gradient).to(self._model.dtype))  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        self.parameterisation.after_step(iteration, self.optimiser)
+        self._model = self._velocity = None
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that iterations change, by flat name."""
+        tensors = {f"{_PARAMETER}{name}": value.numpy() for name, value in self.parameterisation.state_dict().items()}
+        return tensors | {f"{_OPTIMISER}{name}": value for name, value in optimiser_state(self.optimiser).items()}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what `state` returned; raises DataError where it belongs to another configuration."""
+        tensors = {
+            name.removeprefix(_PARAMETER): torch.from_numpy(np.array(value))
+            for name, value in state.items()
+            if name.startswith(_PARAMETER)
+        }
+        try:
+            self.parameterisation.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"The saved state does not fit this configuration ({reason}); resume the run it belongs to."
+            ) from error
+        load_optimiser_state(
+            self.optimiser,
+            {name.removeprefix(_OPTIMISER): value for name, value in state.items() if name.startswith(_OPTIMISER)},
+        )
+
+    def _observed_of(self, shots: tuple[int, ...]) -> torch.Tensor:
+        # A worker meets the same groups again and again; reading them once is worth their memory.
+        if shots not in self._cache:
+            self._cache[shots] = torch.from_numpy(self._observed.read(shots))
+        return self._cache[shots]
+
+
+def open_task(run: Path) -> InversionTask:
+    """The replica that the run folder `run` describes, at its state before the first iteration."""
+    from hpfwi.config import load_config
+
+    config, _ = load_config(run / "config.toml")
+    results = _results(run)
+    grid = Grid(
+        tuple(results["model/initial"].shape),
+        tuple(results.attrs["spacing_m"]),
+        tuple(results.attrs["origin_m"]),
+    )
+    initial = EarthModel(np.asarray(results["model/initial"][:], np.float32), grid)
+    observed = open_gathers(config.data.observed if config.data.observed is not None else run / OBSERVED)
+    return InversionTask(config, initial, observed, float(results.attrs["observed_rms"]))
+
+
+def _results(run: Path) -> Any:
+    import zarr
+
+    try:
+        return zarr.open_group(run / "results.zarr", mode="r")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{run} holds no results.zarr: the run stopped before its inputs were ready; start it again."
+        ) from error

@@ -1,0 +1,94 @@
+"""The seam between seismics and workers, and the only importer of the cluster layer.
+
+    here                              there
+    group of shots                    item
+    cells x time steps                cost
+    gradient dJ/dm of a group         an item's array; their exact sum reaches every rank
+    parameterisation and optimiser    a task's state, replicated on every rank
+
+Groups of shots are fixed by the configuration, never by the number of workers, so the sum has the same bits whoever
+computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from hpfwi_cluster import ClusterSettings, Group, ItemResult, IterationResult, State, make_group
+from hpfwi_cluster.errors import ClusterError, GroupLost
+
+if TYPE_CHECKING:
+    from hpfwi.inversion.task import InversionTask
+
+__all__ = [
+    "ClusterError",
+    "ClusterSettings",
+    "Group",
+    "GroupLost",
+    "IterationResult",
+    "State",
+    "groups_of_shots",
+    "start_group",
+]
+
+
+def groups_of_shots(shots: int, per_group: int) -> tuple[tuple[int, ...], ...]:
+    """Shots 0 .. shots-1 cut into groups of `per_group` neighbours, the last one smaller where it does not divide.
+
+    >>> groups_of_shots(5, 2)
+    ((0, 1), (2, 3), (4,))
+    """
+    return tuple(tuple(range(first, min(first + per_group, shots))) for first in range(0, shots, per_group))
+
+
+def start_group(run: Path, settings: ClusterSettings) -> Group:
+    """Start the workers of the run in folder `run`, each with a replica of its inversion; `workers = 0` starts none.
+
+    raises  ClusterError: the workers cannot be had, or a replica cannot be built from the folder
+    """
+    factory = partial(_build, str(run))
+    workers = settings.worker_count()
+    threads = settings.threads_per_worker if workers else local_threads(settings)
+    return make_group(factory, workers=workers, threads_per_worker=threads, settings=settings)
+
+
+def local_threads(settings: ClusterSettings) -> int:
+    """Items that this process computes at the same time under `workers = 0`: one for each usable core."""
+    every_core = ClusterSettings.model_validate({"workers": "auto", "threads_per_worker": 1}).worker_count()
+    return max(settings.threads_per_worker, every_core)
+
+
+def _build(run: str) -> _ItemsOfShots:
+    # Imported by each rank: the driver of a large run has no need of the propagator.
+    from hpfwi.inversion.task import open_task
+
+    return _ItemsOfShots(open_task(Path(run)))
+
+
+class _ItemsOfShots:
+    """An inversion as the cluster layer sees it: numbered items, arrays to add, a state to replicate."""
+
+    def __init__(self, task: InversionTask) -> None:
+        self._task = task
+        self._groups: Sequence[tuple[int, ...]] = task.groups
+
+    def begin(self, iteration: int) -> None:
+        self._task.begin(iteration)
+
+    def compute(self, item: int) -> ItemResult:
+        gradient, scalars = self._task.gradient(self._groups[item])
+        return ItemResult(gradient, scalars)
+
+    def finish(self, iteration: int, total: np.ndarray | None) -> None:
+        assert total is not None  # this task always contributes an array
+        self._task.advance(iteration, total)
+
+    def state(self) -> State:
+        return self._task.state()
+
+    def load_state(self, state: State) -> None:
+        self._task.load_state(state)
