@@ -164,8 +164,8 @@ def _energy_spectrum(wavelet: ArrayLike, dt_s: float) -> tuple[NDArray[np.float6
     traces = traces.reshape(-1, traces.shape[-1])
     if len(traces) > 1 and (traces == traces[0]).all():
         traces = traces[:1]
-    # Four times the length: bins fine enough that a frequency is good to a per cent.
-    length = 4 * traces.shape[-1]
+    # Eight times the length: bins fine enough that a frequency is good to a per cent.
+    length = 8 * traces.shape[-1]
     energy: NDArray[np.float64] = np.square(np.abs(np.fft.rfft(traces, length))).sum(axis=0)
     if not energy.sum() > 0:
         raise DataError("The wavelet is zero everywhere, so no wave leaves the sources: check strength and the file.")
