@@ -32,9 +32,9 @@ symbol of the second difference (its square root is the numerical wavenumber).""
 SNAPSHOT_MARGIN = 2.0
 """Snapshots for the gradient sample this multiple of the wavelet's highest frequency without aliasing. The field that
 is kept holds no more than the highest frequency, but the field it is multiplied with comes from residuals that the end
-of the records cuts off, which spreads them over all frequencies. Measured on folded models with Ricker wavelets of 8 and
-12 Hz as the error (norms) of the gradient against a snapshot at every step: margin 3: 4e-6; 2: 1e-5 to 1e-3, the latter
-for records cut off in the middle of the arrivals; 1.5: 1e-4 to 1e-2; 1: 1e-2 to 3e-2."""
+of the records cuts off, which spreads them over all frequencies. Measured on folded models with Ricker wavelets of 8
+and 12 Hz as the error (norms) of the gradient against a snapshot at every step: margin 3: 4e-6; 2: 1e-5 to 1e-3, the
+latter for records cut off in the middle of the arrivals; 1.5: 1e-4 to 1e-2; 1: 1e-2 to 3e-2."""
 
 SIMULATION_BYTES = 256 * 2**20
 """Memory for the gathers of one group of shots in `simulate`."""
