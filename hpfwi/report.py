@@ -211,6 +211,11 @@ def _summary(record: RunRecord) -> str:
             sentences.append("Each iteration uses other shots, so single values of the misfit scatter.")
     else:
         sentences.append("No iteration has been completed yet.")
+    sentences += [
+        f"Pretraining brought the network to within {_number(distance)} m/s (mean) of the initial model."
+        for event in record.of_kind("pretrain")
+        if (distance := as_number(event.get("mae_mps"))) is not None
+    ]
     _, error = series(record.diagnostics, "mse_kmps2")
     if len(error):
         sentences.append(
@@ -246,7 +251,7 @@ def _numbers(record: RunRecord) -> str:
     """The table of key numbers: start, end and best of each metric, then the cost."""
     rows: list[Row] = []
     for label, events, key, best in (
-        ("misfit", record.iterations, "misfit", min),
+        ("misfit, residual / observed energy", record.iterations, "misfit", min),
         ("model error MSE, (km/s)²", record.diagnostics, "mse_kmps2", min),
         ("the same in the deep half", record.diagnostics, "mse_deep_kmps2", min),
         ("model error MAE, m/s", record.diagnostics, "mae_mps", min),
@@ -291,7 +296,7 @@ def _incidents(record: RunRecord) -> str:
     items = []
     for event in record.of_kind("worker_lost", "rewind", "resume", "stop"):
         at = event.get("iteration")
-        where = "" if at is None else f"Iteration {at}: "
+        where = "" if at is None else f"At iteration {at}: "
         words = {
             "worker_lost": event.get("sentence", "a worker was lost."),
             "rewind": event.get("sentence", "the run went back to its last checkpoint."),
@@ -320,7 +325,10 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> list[Row]:
 
 def _settings(record: RunRecord) -> str:
     derived = {str(event.get("name")): event for event in record.of_kind("derived")}
-    rows = [(name, str(event.get("value")), str(event.get("reason", ""))) for name, event in derived.items()]
+    rows = [
+        (name, str(event.get("value")), " ".join(str(event[key]) for key in ("reason", "warning") if event.get(key)))
+        for name, event in derived.items()
+    ]
     content = ""
     if rows:
         content += _table("Derived from the settings and the models", ("name", "value", "reason"), rows)

@@ -38,9 +38,9 @@ def _time_axis(hours: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def mark_resumes(axes: Any, record: RunRecord) -> None:
-    for event in record.of_kind("rewind", "resume"):
-        if (iteration := as_number(event.get("iteration"))) is not None:
-            axes.axvline(iteration, color=style.GREY, linewidth=0.8, linestyle=":", zorder=1)
+    """Dotted uprights where the run was resumed or went back to a checkpoint."""
+    for iteration in record.taken_up_at:
+        axes.axvline(iteration, color=style.GREY, linewidth=0.8, linestyle=":", zorder=1)
 
 
 def _log_scale(axes: Any, values: np.ndarray) -> None:
@@ -89,7 +89,10 @@ def curves(record: RunRecord) -> style.Picture | None:
     style.line_axes(grid[0, 1], "(b) Misfit against time", time_label, "misfit")
     if rows == 2:
         _draw_metric(grid[1, 0], record, "mse_kmps2", "(c) Model error", "MSE, (km/s)²", best=np.argmin)
-        _draw_metric(grid[1, 1], record, "ssim", "(d) Similarity to the true model", "SSIM", best=np.argmax)
+        _draw_metric(grid[1, 1], record, "ssim", "(d) Similarity", "SSIM", best=np.argmax)
+        shown = [axes.get_legend_handles_labels() for axes in grid[1] if axes.lines]
+        handles, labels = max(shown, key=lambda pair: len(pair[1]))
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     text = f"Misfit from {misfit[0]:.3g} to {misfit[-1]:.3g} over {len(at)} iterations"
     if len(error):
         text += f"; model error from {error[0]:.3g} to {error[-1]:.3g} (km/s)²"
@@ -97,9 +100,10 @@ def curves(record: RunRecord) -> style.Picture | None:
         "curves.png",
         figure,
         "Misfit and model error",
-        "Dashed: the level at the start. Misfit and model error should fall together; a model error that rises while "
-        "the misfit falls means that the data are explained by the wrong model."
-        + (" Dotted uprights: the run was resumed." if record.of_kind("rewind", "resume") else ""),
+        "Dashed: the level at the start; star: the best. The misfit is the energy of the residual over the energy of "
+        "the observed gathers. Misfit and model error should fall together; a model error that rises "
+        "while the misfit falls means that the data are explained by the wrong model."
+        + (" Dotted uprights: the run was taken up from a checkpoint." if record.taken_up_at else ""),
         text + ".",
     )
 
@@ -124,12 +128,11 @@ def _draw_metric(
         if len(part_values):
             width = 1.6 if part == key else 1.0
             axes.plot(part_at, part_values, color=colour, linewidth=width, label=label_part, marker=marker(part_at))
-    axes.axhline(values[0], label=f"start, {values[0]:.3g}", **style.INITIAL_LINE)
+    axes.axhline(values[0], **style.INITIAL_LINE)
     place = int(best(values))
-    found = f"best, {values[place]:.3g} at iteration {at[place]}"
-    axes.plot(at[place], values[place], "*", color=style.VERMILION, markersize=10, label=found, linestyle="none")
-    axes.legend(loc="best")
-    style.line_axes(axes, title, "iteration", label)
+    axes.plot(at[place], values[place], "*", color=style.VERMILION, markersize=10, linestyle="none", zorder=4)
+    found = f"{values[0]:.3g} at the start, best {values[place]:.3g} at iteration {at[place]}"
+    style.line_axes(axes, f"{title}: {found}", "iteration", label)
     mark_resumes(axes, record)
 
 

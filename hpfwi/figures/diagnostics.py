@@ -11,7 +11,9 @@ from hpfwi.figures.curves import HALVES, mark_resumes, marker
 from hpfwi.figures.record import Event, RunRecord, as_number, series
 
 # Keys of "diagnostics" events that `curves` draws or that are no measurement; all others go to `diagnostics`.
-_DRAWN_ELSEWHERE = frozenset({"kind", "time", "iteration"} | {*HALVES["mse_kmps2"], *HALVES["ssim"]})
+_DRAWN_ELSEWHERE = frozenset(
+    {"kind", "time", "iteration", "model/wanted_rms_mps"} | {*HALVES["mse_kmps2"], *HALVES["ssim"]}
+)
 _SPECTRA = "spectra/"
 _MOST_PANELS = 15
 _MOST_LINES = 8

@@ -102,6 +102,18 @@ class RunRecord:
         return [latest[iteration] for iteration in sorted(latest)]
 
     @property
+    def taken_up_at(self) -> list[int]:
+        """The first iteration after each resume and after each return to a checkpoint."""
+        places, waiting = [], False
+        for event in self.events:
+            if event.get("kind") in ("resume", "rewind"):
+                waiting = True
+            elif waiting and event.get("kind") == "iteration":
+                places.append(event["iteration"])
+                waiting = False
+        return places
+
+    @property
     def planned_iterations(self) -> int | None:
         """How many iterations the configuration asks for."""
         return as_count(self.config.get("inversion", {}).get("iterations"))

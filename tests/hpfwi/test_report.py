@@ -181,7 +181,7 @@ def test_finished_run_in_words_and_numbers(tmp_path: Path) -> None:
     assert "Blurring: The deep half is blurred." in page.text
     assert "No oscillation: It is calm." in page.text
     assert "An early verdict." not in page.text
-    assert "Iteration 3: Rank 1 on node-7 fell silent." in page.text
+    assert "At iteration 3: Rank 1 on node-7 fell silent." in page.text
     assert "hpfwi invert 'a b.toml'" in page.text
     assert "inversion.parameterisation.kind" in page.text
     assert "hardware.cores" in page.text
@@ -250,10 +250,10 @@ def test_run_that_has_just_begun(tmp_path: Path) -> None:
 def test_models_of_every_aspect_are_drawn(tmp_path: Path, shape: tuple[int, int]) -> None:
     record = read_record(write_run(tmp_path / "toy", shape=shape, diagnostics=False))
     with style.look():
-        for picture in (sections.models(record), sections.history(record)):
-            assert picture is not None
-            assert len(picture.figure.axes) == 6 + 2  # the panels and a colour bar for each of the two groups
-            picture.figure.draw_without_rendering()
+        picture = sections.models(record)
+        assert picture is not None
+        assert len(picture.figure.axes) == 6 + 2  # the panels and a colour bar for each of the two groups
+        picture.figure.draw_without_rendering()
 
 
 def test_iterations_computed_again_count_once(tmp_path: Path) -> None:
@@ -286,3 +286,9 @@ def test_report_leaves_the_process_alone(tmp_path: Path) -> None:
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code, str(folder)], check=True)
+
+
+def test_resumes_are_placed_by_the_iteration_that_follows(tmp_path: Path) -> None:
+    resumed = ({"kind": "resume", "time": 50.0}, {"kind": "iteration", "time": 51.0, "iteration": 5, "misfit": 1.0})
+    folder = write_run(tmp_path / "toy", finished=False, results=False, extra_events=resumed)
+    assert read_record(folder).taken_up_at == [5]
