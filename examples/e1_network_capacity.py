@@ -1,9 +1,9 @@
 """Can a sine network carry a known velocity perturbation? A fit without waves, for every scale, omega0 and seed asked.
 
-The target is true - initial, with the initial model a Gaussian smoothing of the true one; the loss is the mean square of
-scale * network - target, divided by scale². With --whole-model the target is true - 3000 m/s instead. One line is
-printed per report: step, relative L2 error, and the error that is left in each of five wavenumber bands, from the longest
-wavelengths to the shortest. Below 1 a band has begun to be found.
+The target is true - initial, with the initial model a Gaussian smoothing of the true one; the loss is the mean square
+of scale * network - target, divided by scale². With --whole-model the target is true - 3000 m/s instead. One line is
+printed per report: step, relative L2 error, and the error that is left in each of five wavenumber bands, from the
+longest wavelengths to the shortest. Below 1 a band has begun to be found.
 
     python examples/e1_network_capacity.py --steps 5000 --scales 100 300 1000 3000 --omegas 10 30 60 --seeds 0 1 2
     python examples/e1_network_capacity.py --model marmousi.npy --spacing 15

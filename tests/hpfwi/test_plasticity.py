@@ -48,10 +48,11 @@ def test_travel_by_layer_sees_the_layer_that_moved() -> None:
     moving, start = network(), network()
     with torch.no_grad():
         moving.hidden_linears()[1].weight.mul_(1.1)
+        moving.hidden_linears()[1].bias.mul_(1.1)
         moving.last.weight.mul_(1.5)
     first, second, last = plasticity.travel_by_layer(moving, start.state_dict())
     assert first == 0.0
-    assert 0.05 < second <= 0.1
+    assert second == pytest.approx(0.1)
     assert last == pytest.approx(0.5)
 
 
