@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hpfwi.config import RunConfig
+    from hpfwi.inversion.invert import Outcome
     from hpfwi.run_folder import RunFolder
 
 EXIT_INTERRUPTED = 130
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 
 Source = Annotated[
-    str, typer.Argument(metavar="RUN.TOML", help="A TOML file, or the name of a recipe: `hpfwi config` lists them.")
+    str, typer.Argument(metavar="RUN.TOML", help="A TOML file, or a recipe: demo, marmousi_smooth, marmousi_linear.")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -92,8 +93,9 @@ def _verb(function: Callable[..., None]) -> Callable[..., None]:
 
 def _said(error: BaseException) -> tuple[str, int]:
     """What to print for an error, and the exit code of its kind."""
-    from hpfwi_cluster.errors import ClusterError
     from hpfwi_kernels.errors import KernelError
+
+    from hpfwi.parallel import ClusterError
 
     text = " ".join(str(error).split())
     if isinstance(error, HpfwiError):
@@ -112,7 +114,10 @@ def _said(error: BaseException) -> tuple[str, int]:
 
 @_verb
 def demo(overrides: Overrides = None, name: Name = None, workers: Workers = None, overwrite: Overwrite = False) -> None:
-    """Invert a made-up earth, to see hpfwi at work: no file and no configuration needed, minutes on a laptop."""
+    """Invert a made-up earth, to see hpfwi at work.
+
+    Needs no file and no configuration, and takes minutes on a laptop. The result is in runs/demo.
+    """
     _start("demo", _overrides(overrides, name=name, workers=workers), overwrite)
 
 
@@ -125,13 +130,20 @@ def invert(
     workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Invert observed gathers, or gathers simulated in a true model, as a TOML file or a recipe says."""
+    """Invert gathers as a TOML file or a recipe says.
+
+    The gathers are read from data.observed, or simulated in the true model without it. Ctrl-C and SIGTERM stop
+    the run after an iteration, with a checkpoint and exit code 75; `hpfwi resume` goes on to the same result.
+    """
     _start(source, _overrides(overrides, model=model, name=name, workers=workers), overwrite)
 
 
 @_verb
 def resume(folder: Folder, workers: Workers = None) -> None:
-    """Go on with a stopped or killed run from its last checkpoint, on any number of workers."""
+    """Go on with a stopped or killed run.
+
+    It starts from the last checkpoint that is whole and gives the same result, bit for bit, on any number of workers.
+    """
     from hpfwi.config import load_config
     from hpfwi.run_folder import RunFolder
 
@@ -153,7 +165,10 @@ def simulate(
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace gathers that are there already.")] = False,
 ) -> None:
-    """Compute the gathers that a survey would record in the true model, and store them with survey and wavelet."""
+    """Compute and store the gathers of the true model.
+
+    They are stored with survey and wavelet, ready to be inverted with --set data.observed=PATH.zarr.
+    """
     from hpfwi.config import load_config
     from hpfwi.experiment import build_experiment, simulated_gathers
     from hpfwi.store.gathers import write_gathers
@@ -178,7 +193,10 @@ def simulate(
 
 @_verb
 def plan(source: Source, model: Model = None, overrides: Overrides = None, workers: Workers = None) -> None:
-    """Print what follows from a configuration, and the time and memory it needs, without running it."""
+    """Print what a run would do, cost and need.
+
+    Time step, points per wavelength, absorbing edges, memory and time, each with its reason; nothing is inverted.
+    """
     from hpfwi.config import load_config
     from hpfwi.experiment import build_experiment
     from hpfwi.plan import as_table, derived_settings, estimated_time
@@ -196,9 +214,9 @@ def config(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Print every option with its meaning, value, origin and default, as TOML that can be edited and run.
+    """Print every option, its meaning and its origin.
 
-    Recipes: demo, marmousi_smooth, marmousi_linear.
+    The output is TOML that can be edited and run. Recipes: demo, marmousi_smooth, marmousi_linear.
     """
     from hpfwi.config import describe, load_config
 
@@ -209,7 +227,7 @@ def config(
 def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print versions and hardware, for a bug report; nothing secret is among them."""
+    """Print versions and hardware, for a bug report."""
     import json
 
     from hpfwi.environment import environment, environment_text
@@ -222,7 +240,10 @@ def env(
 def check(
     with_ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start a Ray worker too.")] = True,
 ) -> None:
-    """Prove that this installation works: kernel, inversion, files and Ray, in about a minute."""
+    """Prove that this installation works.
+
+    Kernel, a tiny inversion, files, TensorBoard and Ray, in about a minute.
+    """
     from hpfwi.installation import checks
 
     failed = 0
@@ -236,7 +257,10 @@ def check(
 
 @_verb
 def report(folder: Folder) -> None:
-    """Draw the figures of a run, finished or not, and write its report.html."""
+    """Draw the figures of a run and write its report.
+
+    The run may be finished, stopped or still going on.
+    """
     from hpfwi.report import write_report
 
     typer.echo(f"Wrote {write_report(folder)}")
@@ -273,41 +297,35 @@ def _start(source: str, overrides: list[str], overwrite: bool) -> None:
 
 
 def _drive(config: RunConfig, run: RunFolder, *, going_on: bool) -> None:
-    """Invert in an open run folder, stopping when asked to; then write the report and say where to look."""
+    """Invert in an open run folder, stopping when asked to; then say what came out and where to look."""
     from hpfwi.inversion.invert import invert as invert_in
-    from hpfwi.report import write_report
     from hpfwi.stop import Stop, on_signals
 
     for notice in run.notices:
         typer.echo(notice)
     typer.echo(f"Run folder {run.path}")
     stop = Stop()
-    remedy = f"go on with `hpfwi resume {run.path}`."
     try:
         with on_signals(stop, typer.echo):
-            invert_in(config, run, resume=going_on, stop=stop)
+            outcome = invert_in(config, run, resume=going_on, stop=stop)
     except KeyboardInterrupt:
-        raise Stopped(f"Stopped at once by a second signal; {remedy}") from None
-    except Stopped as error:
-        text = str(error).rstrip(".")
-        raise Stopped(f"{text}." if "hpfwi resume" in text else f"{text}; {remedy}") from None
-    page = write_report(run.path)
-    for line in _summary(run, page):
+        raise Stopped(f"Stopped at once by a second signal; go on with `hpfwi resume {run.path}`.") from None
+    for line in _summary(run.path, outcome):
         typer.echo(line)
 
 
-def _summary(run: RunFolder, page: Path) -> list[str]:
-    """The last lines of a run: what changed, and where to look."""
-    events = run.events()
-    lines = []
-    for kind, field, label, unit in (
-        ("diagnostics", "mse_kmps2", "Model error", " (km/s)², mean square"),
-        ("iteration", "misfit", "Misfit", ""),
-    ):
-        values = [event[field] for event in events if event["kind"] == kind and event.get(field) is not None]
-        if len(values) > 1:
-            lines.append(f"{label:<12} {values[0]:.4g} → {values[-1]:.4g}{unit}")
-    return [*lines, f"Report       {page}", f"TensorBoard  tensorboard --logdir {run.path / 'tb'}"]
+def _summary(path: Path, outcome: Outcome) -> list[str]:
+    """The last lines of a run: what changed, what to think of it, and where to look."""
+    lines = [f"Misfit       {outcome.misfit_first:.4g} → {outcome.misfit_last:.4g} of the observed energy"]
+    if outcome.mse_first_kmps2 is not None and outcome.mse_last_kmps2 is not None:
+        change = f"{outcome.mse_first_kmps2:.4g} → {outcome.mse_last_kmps2:.4g}"
+        lines.append(f"Model error  {change} (km/s)², mean square")
+    return [
+        *lines,
+        f"Verdict      {outcome.verdict}",
+        f"Report       {path / 'report.html'}",
+        f"TensorBoard  tensorboard --logdir {path / 'tb'}",
+    ]
 
 
 def _console() -> Console:

@@ -59,7 +59,7 @@ def environment(command: list[str] | None = None) -> dict[str, Any]:
         "host": socket.gethostname(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "cores_usable": _usable_cores(),
+        "cores_usable": len(os.sched_getaffinity(0)),
         "memory_gib": _memory_gib(),
         "gpus": _gpus(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -113,12 +113,6 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    from hpfwi_cluster.settings import usable_cores
-
-    return usable_cores()
 
 
 def _memory_gib() -> float:

@@ -7,7 +7,10 @@ import math
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hpfwi.experiment import Experiment
+from hpfwi.parallel import local_threads
 from hpfwi.physics.modelling import Derived, Simulator, derived
 from hpfwi.progress import clock
 
@@ -61,7 +64,8 @@ def estimated_time(experiment: Experiment) -> list[Derived]:
     seconds_per_update = _seconds_of_a_short_shot(experiment)
     updates = experiment.simulator.updates_per_shot
     shots = config.inversion.shots_per_iteration or experiment.survey.shots
-    lanes = max(1, config.cluster.worker_count()) * config.cluster.threads_per_worker
+    workers = config.cluster.worker_count()
+    lanes = workers * config.cluster.threads_per_worker if workers else local_threads(config.cluster)
     rounds = math.ceil(math.ceil(shots / config.inversion.shots_per_item) / lanes) * config.inversion.shots_per_item
     per_shot_s = seconds_per_update * updates
     per_iteration_s = per_shot_s * rounds
@@ -80,12 +84,13 @@ def _seconds_of_a_short_shot(experiment: Experiment) -> float:
     samples = min(CALIBRATION_SAMPLES, experiment.survey.samples)
     survey = dataclasses.replace(experiment.survey.subset([0]), samples=samples)
     full = experiment.simulator
-    # The scheme of the whole run is set explicitly, because a cut wavelet would derive another one.
+    # Noise, because the beginning of a wavelet may be so weak that the processor takes its slow path for tiny numbers;
+    # the scheme of the run is set explicitly, because this wavelet would derive another one.
+    wavelet = np.random.default_rng(0).standard_normal((1, survey.sources_m.shape[1], samples), dtype=np.float32)
     settings = full.settings.model_copy(
         update={"substeps": full.scheme.substeps, "store_every": full.scheme.store_every, "pml_hz": full.scheme.pml_hz}
     )
     low_mps, high_mps = experiment.config.model.bounds_mps
-    wavelet = experiment.wavelet[:1, :, :samples]
     simulator = Simulator(full.grid, survey, wavelet, settings, high_mps, low_mps)
     velocity = torch.tensor(experiment.models.initial.velocity, requires_grad=True)
     best = math.inf

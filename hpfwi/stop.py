@@ -15,8 +15,10 @@ class Stop:
     >>> stop.requested
     False
     >>> stop.request("the time limit is near")
-    >>> stop.requested, stop.reason
-    (True, 'the time limit is near')
+    >>> stop.requested, stop.reason, stop()
+    (True, 'the time limit is near', 'the time limit is near')
+
+    Called, it returns the reason, or None while nobody asked.
     """
 
     def __init__(self) -> None:
@@ -25,6 +27,9 @@ class Stop:
     @property
     def requested(self) -> bool:
         return bool(self.reason)
+
+    def __call__(self) -> str | None:
+        return self.reason or None
 
     def request(self, reason: str) -> None:
         """Ask the run to end; the first reason counts."""

@@ -21,9 +21,27 @@ class TensorBoardView:
     """Write scalars and model images of the run in `path` under its folder tb/."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer = self._open()
+
+    def _open(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(path / FOLDER), flush_secs=10)
+        return SummaryWriter(str(self._path / FOLDER), flush_secs=10)
+
+    def start_again(self) -> None:
+        """Write everything again from the event log and the results, in place of what is there.
+
+        Needed after a run went back, because a view written ahead of a checkpoint shows a course that was left.
+        raises      DataError when the event log cannot be read
+        """
+        events = read_events(self._path)
+        self.close()
+        shutil.rmtree(self._path / FOLDER, ignore_errors=True)
+        self._writer = self._open()
+        for event in events:
+            self.event(event)
+        _add_models(self, self._path / "results.zarr")
 
     def __enter__(self) -> TensorBoardView:
         return self
@@ -78,17 +96,9 @@ class TensorBoardView:
 
 
 def rebuild(path: Path) -> None:
-    """Write tb/ of the run folder `path` again from its event log and its results, in place of what is there.
-
-    Called before a run goes on, because a view that was written ahead of the checkpoint shows a course that was left.
-    raises      DataError when the event log cannot be read
-    """
-    events = read_events(path)
-    shutil.rmtree(path / FOLDER, ignore_errors=True)
+    """Write tb/ of the run folder `path` again from its event log and its results, in place of what is there."""
     with TensorBoardView(path) as view:
-        for event in events:
-            view.event(event)
-        _add_models(view, path / "results.zarr")
+        view.start_again()
 
 
 def _add_models(view: TensorBoardView, results: Path) -> None:
