@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
@@ -67,9 +68,12 @@ class Replica:
             if exponent is None:
                 self._probe = (item, result)
             elif self._sum_id == sum_id and item not in self._added:
+                if self._sum is None:
+                    self._sum = np.zeros(report.shape, np.int64)
+                if self._sum.shape != report.shape:
+                    why = f"its array has shape {report.shape}, the sum {self._sum.shape}"
+                    return replace(report, failure=why, final=True)
                 if report.largest is not None and report.largest <= exponent:
-                    if self._sum is None:
-                        self._sum = np.zeros(report.shape, np.int64)
                     fixed_point.add(self._sum, result.array, quantum)
                 self._added[item] = report
         return report

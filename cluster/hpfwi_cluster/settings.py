@@ -15,36 +15,45 @@ class ClusterSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto",
+        default="auto",
         description="Worker processes: a number, 'auto' (usable cores / threads_per_worker), 0 (this process, no Ray).",
     )
-    threads_per_worker: int = Field(1, ge=1, description="Items one worker computes at the same time, one thread each.")
+    threads_per_worker: int = Field(
+        default=1, ge=1, description="Items one worker computes at the same time, one thread each."
+    )
     address: str | None = Field(
-        None, description="Address host:port of a Ray cluster that runs already; none starts one on this machine."
+        default=None,
+        description="Address host:port of a Ray cluster that runs already; none starts one on this machine.",
     )
     device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="Where sums are added across workers: cpu (Gloo) or cuda (NCCL, one GPU per worker)."
+        default="cpu", description="Where sums are added across workers: cpu (Gloo) or cuda (NCCL, one GPU per worker)."
     )
-    start_timeout_s: float = Field(180.0, gt=0, description="Longest wait for all workers to start, s.")
+    start_timeout_s: float = Field(default=180.0, gt=0, description="Longest wait for all workers to start, s.")
     collective_timeout_s: float = Field(
-        120.0,
+        default=120.0,
         gt=0,
         description="Longest wait for an all-reduce, s; workers that stay silent are then replaced.",
     )
     answer_timeout_s: float = Field(
-        10.0,
+        default=10.0,
         gt=0,
         description="Longest silence of a worker after a broken all-reduce before it counts as lost, s.",
     )
-    restart_limit: int = Field(16, ge=0, description="Lost workers a group replaces in its lifetime.")
-    item_tries: int = Field(2, ge=1, description="How often an item may raise before the iteration is given up.")
+    restart_limit: int = Field(default=16, ge=0, description="Lost workers a group replaces in its lifetime.")
+    item_tries: int = Field(
+        default=2, ge=1, description="How often an item may raise before the iteration is given up."
+    )
     item_deaths: int = Field(
-        3, ge=1, description="How many workers may die over the same item of the same iteration before it is given up."
+        default=3,
+        ge=1,
+        description="How many workers may die over the same item of the same iteration before it is given up.",
     )
     replica_check_every: int | None = Field(
-        10, ge=1, description="Compare a hash of the state of all workers every so many iterations; none never does."
+        default=10,
+        ge=1,
+        description="Compare a hash of the state of all workers every so many iterations; none never does.",
     )
-    object_store_mib: int = Field(256, ge=80, description="Shared memory of the Ray cluster started here, MiB.")
+    object_store_mib: int = Field(default=256, ge=80, description="Shared memory of the Ray cluster started here, MiB.")
 
     @model_validator(mode="after")
     def _known_size(self) -> Self:
