@@ -322,7 +322,7 @@ def _summary(path: Path, outcome: Outcome) -> list[str]:
         lines.append(f"Model error  {change} (km/s)², mean square")
     return [
         *lines,
-        f"Verdict      {outcome.verdict}",
+        f"Verdict      {' '.join(outcome.verdict.split())}",
         f"Report       {path / 'report.html'}",
         f"TensorBoard  tensorboard --logdir {path / 'tb'}",
     ]

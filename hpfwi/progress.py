@@ -15,7 +15,7 @@ LINE_EVERY_S = 5.0
 """Time between two lines where there is no terminal: often enough to see life, seldom enough for a log of days."""
 
 RECENT = 20
-"""Iterations that the estimate of the remaining time is made from: the first ones include start-up and compilation."""
+"""Iterations that the estimate of the remaining time is made from: enough to be calm, few enough to follow a change."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,6 @@ class Progress:
         self._task: Any = None
 
     def __enter__(self) -> Progress:
-        self._ends.append(time.monotonic())
         if self._console.is_terminal:
             self._start_bar()
         else:
@@ -123,7 +122,10 @@ class Progress:
             self._print(facts)
 
     def remaining_s(self) -> float | None:
-        """Time to the end at the pace of the recent iterations, None before the first."""
+        """Time to the end at the pace of the recent iterations.
+
+        None until two have ended: the first one carries the start of the workers and whatever had to be compiled.
+        """
         passed = len(self._ends) - 1
         if passed < 1:
             return None
@@ -133,7 +135,6 @@ class Progress:
         """The run goes on from a checkpoint after which `iterations_done` iterations count."""
         self._done = iterations_done
         self._ends.clear()
-        self._ends.append(time.monotonic())
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
 

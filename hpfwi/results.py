@@ -3,7 +3,7 @@
     model/true, model/initial, model/inverted, model/best    float32[z, x], m/s
     model/history                                            float32[record, z, x], m/s; its iterations beside it
     gathers/observed, gathers/initial, gathers/predicted     float32[k, receiver, time] of the shots in gathers/shots
-    attributes of the root                                   name, spacing_m (dz, dx), origin_m (z, x), dt_s, observed_rms (Pa)
+    attributes of the root                                   name, spacing_m, origin_m (z, x), dt_s, observed_rms
 
 Checkpoints are what a run goes on from; everything here can be computed again.
 """
