@@ -48,7 +48,7 @@ def procedural_marmousi_like(
     z, x = np.meshgrid(rows - sea_floor, columns, indexing="ij")
     width = shape[1] * spacing_m[1] / depth_m
 
-    unfaulted = _undo_faults(z, x, width, random)
+    unfaulted = undo_faults(z, x, width, random)
     young, old, erosion = _undo_folds(unfaulted, x, width, random)
     young_layers = _layers(random, (0.0, 1.1), 32, slow_mps=1480.0, fast_mps=2900.0, scatter_mps=260.0)
     old_layers = _layers(random, (0.30, 1.55), 25, slow_mps=2350.0, fast_mps=3850.0, scatter_mps=520.0)
@@ -63,7 +63,7 @@ def procedural_marmousi_like(
     return cells.astype(np.float32)
 
 
-def _undo_faults(z: Array, x: Array, width: float, random: np.random.Generator) -> Array:
+def undo_faults(z: Array, x: Array, width: float, random: np.random.Generator) -> Array:
     """Depth of every point before the normal faults moved: the hanging wall lies lower than it was laid down."""
     before = z.copy()
     count = 3 if width > 1.2 else 2
