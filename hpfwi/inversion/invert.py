@@ -164,7 +164,7 @@ class _Run:
         group.load_state(self.saved[2])
 
     def iterate(self, group: Group) -> dict[str, Any] | None:
-        """One iteration and what to show of it; None when the group was lost and the run went back to its checkpoint."""
+        """One iteration and what to show of it; None when the group was lost and the run went back."""
         iteration, settings = self.done, self.settings
         started = time.perf_counter()
         diagnoses = iteration % settings.diagnostics_every == 0
@@ -221,7 +221,7 @@ class _Run:
         results.gathers("predicted", predicted(self.task, inverted, shots, threads=self.threads))
         verdicts = self._verdicts()
         for verdict in verdicts:
-            self._log("verdict", signature=verdict.signature, present=verdict.present, sentence=verdict.sentence)
+            self._log("verdict", **dataclasses.asdict(verdict))
         outcome = self._outcome(model, signatures.say(verdicts))
         self.folder.event("done", iterations=self.done, seconds=self.seconds)
         self.folder.done(dataclasses.asdict(outcome))
@@ -279,8 +279,8 @@ class _Run:
         misfit = residual / observed
         if not (math.isfinite(misfit) and np.isfinite(result.total).all()):
             raise NumericsError(
-                f"Iteration {self.done} gave a misfit of {misfit} or a gradient that is not finite; nothing was applied: "
-                "lower the rates or narrow bounds_mps and resume."
+                f"Iteration {self.done} gave a misfit of {misfit} or a gradient that is not finite; nothing was "
+                "applied: lower the rates or narrow bounds_mps and resume."
             )
         return misfit
 
@@ -368,6 +368,6 @@ def _models(folder: RunFolder) -> dict[str, NDArray[np.float32]]:
     """The input models that `prepare` stored, by name."""
     import zarr
 
-    root = zarr.open_group(folder.path / "results.zarr", mode="r")
+    root: Any = zarr.open_group(folder.path / "results.zarr", mode="r")
     names = [name for name in ("initial", "true") if f"model/{name}" in root]
     return {name: np.asarray(root[f"model/{name}"][:], np.float32) for name in names}

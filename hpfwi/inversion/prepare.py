@@ -1,4 +1,4 @@
-"""What a run needs before its first iteration, written into its folder: starting model, observed gathers, their scale."""
+"""What a run needs before its first iteration, written into its folder: models, observed gathers, their scale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One replica of an inversion: the model a parameterisation writes, the gradient of a group of shots, the optimiser's step.
+"""One replica of an inversion: the model it writes, the gradient of a group of shots, the optimiser's step.
 
 A replica is built from a run folder alone, so that a worker on any node, or a resume after the original files are gone,
 starts from the same bytes.
@@ -41,8 +41,8 @@ class InversionTask:
     config          of the run
     initial         the starting model
     observed        gathers to fit, with their survey
-    observed_rms    root mean square of all observed samples, Pa; residuals are counted in this unit, which keeps gradients
-                    near 1 whatever the strength of the source, as Adam's epsilon wants
+    observed_rms    root mean square of all observed samples, Pa; residuals are counted in this unit, which keeps
+                    gradients near 1 whatever the strength of the source, as Adam's epsilon wants
 
     The misfit that is minimised is J = ½ Σ ((predicted - observed) / observed_rms)².
     """
@@ -108,7 +108,7 @@ class InversionTask:
         """Take one optimiser step with dJ/dm[z, x], the sum over the iteration's shots."""
         assert self._model is not None  # begin comes first
         self.optimiser.zero_grad()
-        self._model.backward(torch.from_numpy(gradient).to(self._model.dtype))  # type: ignore[no-untyped-call]
+        self._model.backward(torch.from_numpy(gradient).to(self._model.dtype))
         self.optimiser.step()
         self.parameterisation.after_step(iteration, self.optimiser)
         self._model = self._velocity = None

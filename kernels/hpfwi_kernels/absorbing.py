@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from hpfwi_kernels.stencils import first_derivative
 
-# Theoretical amplitude reflection coefficient that sets the C-PML's strength (Collino and Tsogka 2001; kept by most codes).
+# Theoretical amplitude reflection coefficient that sets the C-PML's strength (Collino and Tsogka 2001).
 REFLECTION = 1e-3
 # The sponge's strength is written with the logarithm of this factor in the code OpenFWI's records were made with.
 SPONGE_DECAY = 1e7
@@ -39,9 +39,9 @@ def cpml_profiles(
     max_velocity_mps: float,
     pml_hz: float,
 ) -> Profiles:
-    """Profiles of Pasalic and McGarry (SEG 2010) for an axis of `cells` padded cells with layers of `low` and `high` cells.
+    """C-PML profiles (Pasalic and McGarry, SEG 2010) of an axis of padded cells with layers of `low` and `high` cells.
 
-    dt_s is the inner time step; pml_hz the frequency that sets the complex frequency shift alpha = pi pml_hz (1 - depth).
+    dt_s is the inner time step; pml_hz sets the complex frequency shift alpha = pi pml_hz (1 - depth).
     """
     radius = order // 2
     index = np.arange(-radius, cells + radius, dtype=np.float64)
@@ -60,9 +60,9 @@ def cpml_profiles(
     gain = np.zeros_like(decay)
     np.divide(sigma * (decay - 1.0), sigma + alpha, out=gain, where=acts & (sigma + alpha > 0))
     slope = np.zeros(cells)
-    for distance, weight in enumerate(first_derivative(order), start=1):
-        right = gain[radius + distance : radius + distance + cells]
-        left = gain[radius - distance : radius - distance + cells]
+    for reach, weight in enumerate(first_derivative(order), start=1):
+        right = gain[radius + reach : radius + reach + cells]
+        left = gain[radius - reach : radius - reach + cells]
         slope += weight * (right - left) / spacing_m
     inner = slice(radius, radius + cells)
     return Profiles(decay[inner].copy(), gain[inner].copy(), slope)
@@ -78,9 +78,9 @@ def sponge_damping(
 ) -> NDArray[np.float64]:
     """Damping k = D dt per padded cell, float64[z, x], for the step p+ = c·lap(p) + (2 - k) p - (1 - k) p-.
 
-    D = kappa (i / (W - 1))², i = 0 at the cell next to the model and W - 1 at the outer edge of a layer W cells wide, with
-    kappa = 3 v_min ln(1e7) / (2 (W - 1) h): the profile behind OpenFWI's records. The left and right layers run the whole
-    height; the top and bottom layers fill between them, so corners take the lateral value.
+    D = kappa (i / (W - 1))², i = 0 at the cell next to the model and W - 1 at the outer edge of a layer W cells wide,
+    with kappa = 3 v_min ln(1e7) / (2 (W - 1) h): the profile behind OpenFWI's records. The left and right layers run
+    the whole height; the top and bottom layers fill between them, so corners take the lateral value.
     """
     top, bottom, left, right = widths
 

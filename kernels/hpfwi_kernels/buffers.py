@@ -1,7 +1,7 @@
 """The one place where kernels take uninitialised memory.
 
-Kernels call `buffers.empty` through the module, so that a test can replace it by a version that returns NaN: a cell that no
-loop wrote then shows in the result at once.
+Kernels call `buffers.empty` through the module, so that a test can replace it by a version that returns NaN: a cell
+that no loop wrote then shows in the result at once.
 """
 
 import numpy as np

@@ -1,17 +1,15 @@
 """How hot loops are compiled with Numba: the two settings that Numba does not publish live here and nowhere else.
 
-`hot` compiles a loop function that allocates nothing. Two private Numba settings make stencils fast: telling LLVM that array
-arguments do not overlap (1.3-2 times on short rows) and dropping the reference counting of array arguments in calls. Should a
-Numba release refuse either, the plain compiler is used: same results, slower.
+`hot` compiles a loop function that allocates nothing. Two private Numba settings make stencils fast: telling LLVM that
+array arguments do not overlap (1.3-2 times on short rows) and dropping the reference counting of array arguments in
+calls. Should a Numba release refuse either, the plain compiler is used: same results, slower.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 from numba.core.compiler import Compiler
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _NoAliasCompiler(Compiler):
@@ -26,9 +24,10 @@ _PUBLIC: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": {"contract"
 _PRIVATE: dict[str, Any] = {"pipeline_class": _NoAliasCompiler, "_nrt": False}
 
 
-def hot(function: Function) -> Function:
-    """Compile a function of scalars, tuples and non-overlapping arrays that takes no memory; it runs without the GIL."""
+def hot(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of scalars, tuples and non-overlapping arrays that allocates nothing; it releases the GIL."""
     try:
-        return numba.njit(**_PUBLIC, **_PRIVATE)(function)
+        compiled: Callable[..., Any] = numba.njit(**_PUBLIC, **_PRIVATE)(function)
     except (TypeError, KeyError):  # an unknown option: how Numba says that a private name is gone
-        return numba.njit(**_PUBLIC)(function)
+        compiled = numba.njit(**_PUBLIC)(function)
+    return compiled

@@ -1,4 +1,4 @@
-"""Exceptions of the kernels layer; each is built from one finished sentence, so it survives a trip between processes."""
+"""Exceptions of the kernels layer; each is built from one finished sentence, so it survives pickling."""
 
 
 class KernelError(ValueError):

@@ -1,7 +1,8 @@
 """Courant number and limit of the second-order-in-time, central-difference acoustic scheme.
 
-For a leap-frog step the scheme is stable while ``v dt sqrt(sum_axis 1/h_axis²)`` stays below ``2 / sqrt(s)``, where ``s`` is the
-largest eigenvalue of the one-dimensional second-difference operator on unit spacing, reached at the Nyquist wavenumber.
+For a leap-frog step the scheme is stable while ``v dt sqrt(sum_axis 1/h_axis²)`` stays below ``2 / sqrt(s)``, where
+``s`` is the largest eigenvalue of the one-dimensional second-difference operator on unit spacing, reached at the
+Nyquist wavenumber.
 """
 
 import math
@@ -12,7 +13,7 @@ from hpfwi_kernels.stencils import second_derivative
 
 
 def courant_limit(order: int) -> float:
-    """Largest stable Courant number of the interior scheme of that spatial order (2: 1.000, 4: 0.866, 6: 0.814, 8: 0.784)."""
+    """Largest stable Courant number of the interior scheme (orders 2, 4, 6, 8: 1.000, 0.866, 0.814, 0.784)."""
     centre, *pairs = second_derivative(order)
     # At the Nyquist wavenumber neighbours alternate in sign.
     eigenvalue = -centre - 2.0 * sum(weight * (-1) ** distance for distance, weight in enumerate(pairs, start=1))
@@ -44,7 +45,8 @@ def require_stable(max_velocity_mps: float, dt_s: float, spacing_m: Sequence[flo
     number = courant_number(max_velocity_mps, dt_s / substeps, spacing_m)
     largest = largest_stable_dt(max_velocity_mps, spacing_m, order)
     raise StabilityError(
-        f"dt_s={dt_s:g} with substeps={substeps} is unstable: Courant number {number:.3f} exceeds {courant_limit(order):.3f} "
-        f"for order {order} and v_max={max_velocity_mps:g} m/s on cells of {' x '.join(f'{h:g}' for h in spacing_m)} m. "
+        f"dt_s={dt_s:g} with substeps={substeps} is unstable: Courant number {number:.3f} exceeds "
+        f"{courant_limit(order):.3f} for order {order} and v_max={max_velocity_mps:g} m/s on cells of "
+        f"{' x '.join(f'{h:g}' for h in spacing_m)} m. "
         f"Use dt_s <= {largest * substeps:.6g}, or substeps={needed}."
     )

@@ -1,4 +1,4 @@
-"""The Numba implementation, float32 or float64: shots in parallel on threads, each shot's time loop compiled as a whole."""
+"""The Numba implementation, float32 or float64: shots in parallel on threads, each time loop compiled as a whole."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, upsample
 from hpfwi_kernels.errors import ModelError
-from hpfwi_kernels.stencils import first_derivative, second_derivative
+from hpfwi_kernels.stencils import first_derivative, rounded_second_derivative
 
 
 def forward(
@@ -148,18 +148,13 @@ def _constants(setup: Setup, scheme: Scheme, dtype: np.dtype) -> _Constants:
         layout.column_profile(values, dtype) for values in (horizontal.decay, horizontal.gain, horizontal.slope)
     ) + tuple(layout.row_profile(values, dtype) for values in (vertical.decay, vertical.gain, vertical.slope))
     damping = layout.field_of(setup.damping, dtype) if setup.damping is not None else buffers.zeros(1, dtype)
-    number = dtype.type
-    second, first = second_derivative(scheme.order), first_derivative(scheme.order)
-    weights = []
-    for h in scheme.spacing_m:
-        padded = [weight / h**2 for weight in second] + [0.0] * (5 - len(second))
-        weights.append(tuple(number(weight) for weight in padded))
-    slopes = []
-    for h in scheme.spacing_m:
-        padded = [weight / h for weight in first] + [0.0] * (4 - len(first))
-        slopes.append(tuple(number(weight) for weight in padded))
+    # The loops take weights for the longest reach; `reach` tells the compiler how many of them count.
+    second = [rounded_second_derivative(scheme.order, h, dtype) for h in scheme.spacing_m]
+    weights = [(*values, *(dtype.type(0),) * (5 - len(values))) for values in second]
+    first = [[dtype.type(weight / h) for weight in first_derivative(scheme.order)] for h in scheme.spacing_m]
+    slopes = [(*values, *(dtype.type(0),) * (4 - len(values))) for values in first]
     reach = (1,) * scheme.radius
-    stencil = (layout.box, np.uint64(layout.stride), weights[0], weights[1], slopes[0], slopes[1], reach)
+    stencil = (layout.box, np.uint64(layout.stride), *weights, *slopes, reach)
     return _Constants(layout, dtype, damping, profiles, stencil)
 
 

@@ -26,7 +26,7 @@ def aligned(size: int, dtype: DTypeLike, *, skip_lines: int = 0) -> NDArray:
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows of `stride` cells: a zero margin, then `columns` padded cells rounded up to `width`; R guard rows above and below."""
+    """Rows of a zero margin and `columns` padded cells rounded up to `width`, with R guard rows above and below."""
 
     rows: int
     columns: int

@@ -1,13 +1,13 @@
 """The compiled time loops: one shot, all time steps, forward and adjoint.
 
-Fields are flat arrays of rows of `stride` cells. A row holds MARGIN zero cells and then the padded model's columns, rounded
-up to a multiple of LANES; the next row's margin is the right-hand guard. Every index is a uint64 that is never negative, since
-Numba's wrap-around test on signed indices keeps LLVM from vectorising. Rounded-up columns have c = a = b = b' = 0 and stay
-exactly zero, so no loop has a remainder.
+Fields are flat arrays of rows of `stride` cells. A row holds MARGIN zero cells and then the padded model's columns,
+rounded up to a multiple of LANES; the next row's margin is the right-hand guard. Every index is a uint64 that is never
+negative, since Numba's wrap-around test on signed indices keeps LLVM from vectorising. Rounded-up columns have
+c = a = b = b' = 0 and stay exactly zero, so no loop has a remainder.
 
-The interior update runs over all cells as if no layer existed; strips then add what the C-PML changes. A strip spans every
-cell whose update the layer touches: width + R cells forward, width + 2R in the adjoint. The equations are in README.md;
-`reference.py` states them without the layout.
+The interior update runs over all cells as if no layer existed; strips then add what the C-PML changes. A strip spans
+every cell whose update the layer touches: width + R cells forward, width + 2R in the adjoint. The equations are in
+README.md; `reference.py` states them without the layout.
 
 A tuple `reach` of R ones selects the order: its length is part of its type, so each order compiles to its own loop.
 """
@@ -285,8 +285,10 @@ def march_back(
 ):  # fmt: skip
     """Run one shot's adjoint backwards in time.
 
-    residual  [step, receiver]       drive_gradient [source, step], written     total [z·x], += sum over stored steps of mu w
-    source_product [source tap, step] is set to weight times mu at the tap, from which the caller forms the source's own part
+    residual        [step, receiver]
+    drive_gradient  [source, step], written
+    source_product  [source tap, step], written: weight times mu at the tap, the source's own part of the gradient
+    total           [z·x], += sum over stored steps of mu w
     """
     steps = residual.shape[0]
     for back in range(steps):

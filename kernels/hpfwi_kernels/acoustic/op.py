@@ -21,8 +21,8 @@ def propagate(
     wavelet     same dtype [shot, source, time], Pa/m², the f of (1/v²) u_tt = lap u + f at the source's cell
     sources     one set of taps per shot and source        receivers   one per shot and receiver
     threads     shots run at the same time; the bits do not depend on it
-    returns     same dtype [shot, receiver, time], Pa; sample 0 is the field before the first step. Differentiable once in
-                velocity and wavelet, by the exact discrete adjoint (exact for scheme.store_every = 1)
+    returns     same dtype [shot, receiver, time], Pa; sample 0 is the field before the first step. Differentiable once
+                in velocity and wavelet, by the discrete adjoint (exact in velocity for scheme.store_every = 1)
     raises      ModelError, GeometryError, StabilityError before any work
 
     The wavefield is kept for the gradient only when velocity or wavelet asks for one.

@@ -65,14 +65,15 @@ def off_grid(positions: NDArray[np.float64], shape: tuple[int, int], *, free_sur
     positions = np.asarray(positions, dtype=np.float64)
     if positions.ndim != 3 or positions.shape[2] != 2:
         raise GeometryError(f"Positions of shape {positions.shape} must be [shot, point, 2] with (z, x) last.")
-    absent = np.isnan(positions).any(axis=2)
-    outside = ~absent & ((positions < 0) | (positions > np.array(shape) - 1)).any(axis=2)
+    absent = np.asarray(np.isnan(positions).any(axis=2))
+    beyond = (positions < 0) | (positions > np.array(shape) - 1)
+    outside = np.asarray(~absent & beyond.any(axis=2))
     if outside.any():
         shot, point = np.argwhere(outside)[0]
         z, x = positions[shot, point]
         raise GeometryError(
-            f"Point {point} of shot {shot} lies at cell (z={z:g}, x={x:g}), outside the model of {shape[0]} x {shape[1]} cells; "
-            f"move it to 0 <= z <= {shape[0] - 1} and 0 <= x <= {shape[1] - 1}."
+            f"Point {point} of shot {shot} lies at cell (z={z:g}, x={x:g}), outside the model of {shape[0]} x "
+            f"{shape[1]} cells; move it to 0 <= z <= {shape[0] - 1} and 0 <= x <= {shape[1] - 1}."
         )
     filled = np.where(absent[..., None], 0.0, positions)
     rows, row_weights = _axis_taps(filled[..., 0])

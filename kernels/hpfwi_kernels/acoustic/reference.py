@@ -115,8 +115,8 @@ def _axes(setup: Setup) -> list[tuple[int, NDArray[np.float64], NDArray[np.float
     for axis, profiles in ((0, setup.vertical), (1, setup.horizontal)):
         if isinstance(profiles, Profiles):
             shape = (-1, 1) if axis == 0 else (1, -1)
-            parts = (profiles.decay, profiles.gain, profiles.slope)
-            axes.append((axis, *(part.reshape(shape) for part in parts)))
+            a, b, slope = (part.reshape(shape) for part in (profiles.decay, profiles.gain, profiles.slope))
+            axes.append((axis, a, b, slope))
     return axes
 
 

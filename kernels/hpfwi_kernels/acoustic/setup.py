@@ -1,4 +1,4 @@
-"""Everything both implementations need before the first time step, checked: coefficients, profiles, taps, resampling."""
+"""What both implementations need before the first time step: checks, coefficients, profiles, taps, resampling."""
 
 from dataclasses import dataclass
 
@@ -65,14 +65,8 @@ def prepare(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Poi
     shape = padded.shape[1:]
     vertical = horizontal = damping = None
     if scheme.boundary == "cpml":
-        profile = {
-            "dt_s": scheme.inner_dt_s,
-            "order": scheme.order,
-            "max_velocity_mps": scheme.max_velocity_mps,
-            "pml_hz": scheme.pml_hz,
-        }
-        vertical = cpml_profiles(shape[0], top, bottom, spacing_m=scheme.spacing_m[0], **profile)
-        horizontal = cpml_profiles(shape[1], left, right, spacing_m=scheme.spacing_m[1], **profile)
+        vertical = _cpml(scheme, 0, shape[0], top, bottom)
+        horizontal = _cpml(scheme, 1, shape[1], left, right)
     else:
         assert scheme.min_velocity_mps is not None  # checked by Scheme
         damping = sponge_damping(
@@ -108,7 +102,7 @@ def fold_edges(gradient: NDArray[np.float64], scheme: Scheme) -> NDArray[np.floa
 
 
 def upsample(signal: NDArray, substeps: int) -> NDArray[np.float64]:
-    """Band-limited interpolation of [..., time] to `substeps` times as many samples; the Nyquist component is dropped."""
+    """Band-limited interpolation of [..., time] to `substeps` times as many samples, without the Nyquist component."""
     signal = np.asarray(signal, np.float64)
     if substeps == 1:
         return signal
@@ -122,8 +116,8 @@ def upsample(signal: NDArray, substeps: int) -> NDArray[np.float64]:
 def downsample(signal: NDArray, substeps: int) -> NDArray[np.float64]:
     """Low-pass [..., time] below the coarse Nyquist frequency and keep every `substeps`-th sample.
 
-    With upsample: ``downsample(upsample(x)) == x`` without its Nyquist component, and the transpose of one is the other times
-    `substeps`.
+    With upsample: ``downsample(upsample(x)) == x`` without its Nyquist component, and the transpose of one is the
+    other times `substeps`.
     """
     signal = np.asarray(signal, np.float64)
     if substeps == 1:
@@ -164,7 +158,8 @@ def _require_shapes(velocity: NDArray, wavelet: NDArray, sources: Points, receiv
         raise ModelError(f"wavelet is {wavelet[tuple(where)]} at [shot, source, time] = {tuple(map(int, where))}.")
     if sources.shots != shots or sources.per_shot != per_shot:
         raise GeometryError(
-            f"The wavelet is for {shots} shots of {per_shot} sources, the geometry has {sources.shots} of {sources.per_shot}."
+            f"The wavelet is for {shots} shots of {per_shot} sources, the geometry has {sources.shots} shots of "
+            f"{sources.per_shot}."
         )
     if receivers.shots != shots:
         raise GeometryError(f"Receivers are given for {receivers.shots} shots, sources for {shots}.")
@@ -172,6 +167,19 @@ def _require_shapes(velocity: NDArray, wavelet: NDArray, sources: Points, receiv
         used = (points.weights != 0).any(axis=(1, 2))
         if not used.all():
             raise GeometryError(f"Shot {int(np.argmin(used))} has no {name}; drop the shot or give it one.")
+
+
+def _cpml(scheme: Scheme, axis: int, cells: int, low: int, high: int) -> Profiles:
+    return cpml_profiles(
+        cells,
+        low,
+        high,
+        spacing_m=scheme.spacing_m[axis],
+        dt_s=scheme.inner_dt_s,
+        order=scheme.order,
+        max_velocity_mps=scheme.max_velocity_mps,
+        pml_hz=scheme.pml_hz,
+    )
 
 
 def _taps(points: Points, shot: int, scheme: Scheme, shape: tuple[int, ...]) -> Taps:
