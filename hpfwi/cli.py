@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpfwi import __version__
-from hpfwi.errors import EXIT_CLUSTER, EXIT_DATA, EXIT_STOPPED, ConfigError, HpfwiError, Stopped
+from hpfwi.errors import EXIT_CLUSTER, EXIT_DATA, ConfigError, HpfwiError, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,16 +58,21 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run of t
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run, such as runs/demo.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hpfwi {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _hpfwi(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where an error came from; HPFWI_DEBUG=1 does the same.")
     ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"hpfwi {__version__}")
-        raise typer.Exit
     if debug:
         os.environ["HPFWI_DEBUG"] = "1"
 
@@ -299,6 +304,7 @@ def _start(source: str, overrides: list[str], overwrite: bool) -> None:
 def _drive(config: RunConfig, run: RunFolder, *, going_on: bool) -> None:
     """Invert in an open run folder, stopping when asked to; then say what came out and where to look."""
     from hpfwi.inversion.invert import invert as invert_in
+    from hpfwi.report import write_report
     from hpfwi.stop import Stop, on_signals
 
     for notice in run.notices:
@@ -310,11 +316,11 @@ def _drive(config: RunConfig, run: RunFolder, *, going_on: bool) -> None:
             outcome = invert_in(config, run, resume=going_on, stop=stop)
     except KeyboardInterrupt:
         raise Stopped(f"Stopped at once by a second signal; go on with `hpfwi resume {run.path}`.") from None
-    for line in _summary(run.path, outcome):
+    for line in _summary(run.path, outcome, write_report(run.path)):
         typer.echo(line)
 
 
-def _summary(path: Path, outcome: Outcome) -> list[str]:
+def _summary(path: Path, outcome: Outcome, page: Path) -> list[str]:
     """The last lines of a run: what changed, what to think of it, and where to look."""
     lines = [f"Misfit       {outcome.misfit_first:.4g} → {outcome.misfit_last:.4g} of the observed energy"]
     if outcome.mse_first_kmps2 is not None and outcome.mse_last_kmps2 is not None:
@@ -323,7 +329,7 @@ def _summary(path: Path, outcome: Outcome) -> list[str]:
     return [
         *lines,
         f"Verdict      {' '.join(outcome.verdict.split())}",
-        f"Report       {path / 'report.html'}",
+        f"Report       {page}",
         f"TensorBoard  tensorboard --logdir {path / 'tb'}",
     ]
 
@@ -339,10 +345,3 @@ def _console() -> Console:
 def main() -> None:
     """Entry point of the `hpfwi` command."""
     app(prog_name="hpfwi")
-
-
-if __name__ == "__main__":
-    main()
-
-
-__all__ = ["EXIT_INTERRUPTED", "EXIT_STOPPED", "app", "main"]
