@@ -53,7 +53,7 @@ class Chaotic:
     def finish(self, iteration: int, total: np.ndarray | None) -> None:
         self._obey(f"finish-{iteration}")
         assert total is not None
-        self.values = np.cos(100.0 * total)
+        self.values = np.cos(100.0 * total + self.values)
         if iteration == DIVERGES:
             self.values[0] = os.getpid()
         if iteration == BAD_FINISH:
@@ -71,7 +71,9 @@ class Chaotic:
         if (self.orders / f"always-{order}").exists() or self._told(order):
             os.kill(os.getpid(), signal.SIGKILL)
         if self._told(f"nap-{order}"):
-            time.sleep(1.0)
+            while list(self.orders.glob("freeze-*")):
+                time.sleep(0.01)
+            time.sleep(1.5)
         if self._told(f"freeze-{order}"):
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGSTOP)).start()
 

@@ -56,6 +56,12 @@ def test_sum_of_float32_is_fsum_when_the_magnitudes_are_close() -> None:
     assert summed(rows, 10).tolist() == exact
 
 
+def test_units_are_rounded_to_nearest() -> None:
+    total = np.zeros(5, np.int64)
+    fixed_point.add(total, np.array([0.75, -0.75, 1.25, 1.5, 2.5]), 0)
+    assert total.tolist() == [1, -1, 1, 2, 2]
+
+
 def test_largest_possible_items_do_not_overflow() -> None:
     for items in (1, 2, 3, 5, 64, 1000):
         rows = np.full((items, 1), np.nextafter(8.0, 0.0))

@@ -1,0 +1,105 @@
+"""One rank's account of its own sum: nothing twice, nothing from another sum, nothing over the edge."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from hpfwi_cluster import ItemResult, State
+from hpfwi_cluster.replica import Replica, one_torch_thread
+
+
+class Counting:
+    """Item i is the array [i, 2i]; counts how often it was computed."""
+
+    def __init__(self) -> None:
+        self.computed: list[int] = []
+        self.meet: threading.Barrier | None = None
+        self.held: State = {"one": np.ones(2), "two": np.ones(2, np.float32)}
+
+    def begin(self, iteration: int) -> None: ...
+
+    def compute(self, item: int) -> ItemResult:
+        self.computed.append(item)
+        if self.meet is not None:
+            self.meet.wait(10.0)
+        return ItemResult(np.array([item, 2 * item], np.float32), {})
+
+    def finish(self, iteration: int, total: np.ndarray | None) -> None: ...
+
+    def state(self) -> State:
+        return self.held
+
+    def load_state(self, state: State) -> None: ...
+
+
+def begun() -> tuple[Replica, Counting]:
+    task = Counting()
+    replica = Replica(task)
+    replica.begin(0)
+    return replica, task
+
+
+def test_asking_twice_adds_once() -> None:
+    replica, task = begun()
+    first = replica.compute(3, 1, 10, 0)
+    assert replica.compute(3, 1, 10, 0) == first
+    assert task.computed == [3]
+    assert replica.local_sum(1, (2,)).tolist() == [3, 6]
+
+
+def test_asking_twice_at_the_same_time_adds_once() -> None:
+    replica, task = begun()
+    task.meet = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: replica.compute(3, 1, 10, 0), range(2)))
+    assert task.computed == [3, 3]
+    assert replica.local_sum(1, (2,)).tolist() == [3, 6]
+
+
+def test_a_probe_is_not_added_and_not_computed_again() -> None:
+    replica, task = begun()
+    assert replica.compute(3, 1, None, 0).largest == 3
+    assert replica.local_sum(1, (2,)).tolist() == [0, 0]
+    replica.compute(3, 2, 10, 0)
+    assert task.computed == [3]
+    assert replica.local_sum(2, (2,)).tolist() == [3, 6]
+
+
+def test_a_new_sum_starts_from_zero_and_an_old_one_is_gone() -> None:
+    replica, _ = begun()
+    replica.compute(3, 1, 10, 0)
+    replica.compute(4, 2, 10, 0)
+    assert replica.local_sum(1, (2,)).tolist() == [0, 0]
+    assert replica.local_sum(2, (2,)).tolist() == [4, 8]
+
+
+def test_a_sum_handed_out_is_a_copy() -> None:
+    replica, _ = begun()
+    replica.compute(3, 1, 10, 0)
+    replica.local_sum(1, (2,))[:] = -1
+    assert replica.local_sum(1, (2,)).tolist() == [3, 6]
+
+
+def test_an_item_beyond_the_scale_is_reported_and_not_added() -> None:
+    replica, _ = begun()
+    assert replica.compute(3, 1, 2, 0).largest == 3
+    assert replica.local_sum(1, (2,)).tolist() == [0, 0]
+
+
+def test_digest_sees_names_types_and_values() -> None:
+    replica, task = begun()
+    digests = {replica.digest()}
+    for state in ({"one": np.ones(2)}, {"uno": np.ones(2)}, {"one": np.ones((2, 1))}, {"one": np.array([1.0, 2.0])}):
+        task.held = state
+        digests.add(replica.digest())
+    assert len(digests) == 5
+
+
+def test_torch_gets_its_threads_back() -> None:
+    before = torch.get_num_threads()
+    with one_torch_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
