@@ -215,7 +215,7 @@ def plan(source: Source, model: Model = None, overrides: Overrides = None, worke
 @_verb
 def config(
     source: Annotated[
-        str | None, typer.Argument(metavar="[RUN.TOML]", help="A TOML file or a recipe; without it, the defaults.")
+        str | None, typer.Argument(metavar="RUN.TOML", help="A TOML file or a recipe; without it, the defaults.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
