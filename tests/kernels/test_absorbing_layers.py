@@ -71,7 +71,7 @@ def test_a_wider_layer_reflects_less(fast64: Any, ricker: Any) -> None:
     assert normal == sorted(normal, reverse=True)
 
 
-LONG = {
+LONG: dict[str, dict[str, Any]] = {
     "cpml": {"absorbing": (10, 10, 10, 10)},
     "cpml-order-8": {"absorbing": (10, 10, 10, 10), "order": 8},
     "cpml-uneven": {"absorbing": (3, 20, 1, 9)},

@@ -13,7 +13,7 @@ SHAPE = (15, 18)
 DT_S = 1.6e-3
 SAMPLES = 90
 BAR = {np.float32: 1e-5, np.float64: 1e-12}
-BOUNDARIES = {
+BOUNDARIES: dict[str, dict[str, Any]] = {
     "cpml": {"boundary": "cpml", "absorbing": (6, 5, 4, 7)},
     "sponge": {"boundary": "sponge", "absorbing": (6, 5, 4, 7)},
     "cpml-free-surface": {"boundary": "cpml", "absorbing": (0, 6, 5, 7), "free_surface": True},

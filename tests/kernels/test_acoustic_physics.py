@@ -39,7 +39,7 @@ def gap(result: NDArray, expected: NDArray) -> float:
 
 # The bar of a layered case is what the discrete C-PML itself costs: its product-rule form is symmetric only up to the
 # discretisation error of the waves inside the layer.
-RECIPROCAL = {
+RECIPROCAL: dict[str, tuple[dict[str, Any], float]] = {
     "no-layer": ({"absorbing": (0, 0, 0, 0)}, 1e-12),
     "free-surface": ({"absorbing": (0, 0, 0, 0), "free_surface": True}, 1e-12),
     "sponge": ({"boundary": "sponge"}, 1e-12),

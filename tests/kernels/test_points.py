@@ -21,8 +21,8 @@ def at(*positions: tuple[float, float], free_surface: bool = False) -> Points:
 
 def sample(field: NDArray, points: Points) -> NDArray[np.float64]:
     """Values of a field [z, x] at the points of the first shot, from the taps themselves."""
-    inside = (points.cells >= 0).all(axis=-1) & (points.cells < np.array(field.shape)).all(axis=-1)
-    cells = np.where(inside[..., None], points.cells, 0)
+    inside = np.logical_and(points.cells >= 0, points.cells < np.array(field.shape)).all(axis=-1)
+    cells = np.where(np.expand_dims(inside, -1), points.cells, 0)
     values = np.where(inside, field[cells[..., 0], cells[..., 1]], 0.0)
     return (points.weights * values).sum(axis=-1)[0]
 
@@ -32,9 +32,9 @@ def plane_wave(z: Any, x: Any, per_wavelength: float, degrees: float) -> Any:
     return np.cos(k * (np.cos(angle) * z + np.sin(angle) * x) + 0.4)
 
 
-# The window is made for wavenumbers up to half the Nyquist wavenumber (4 cells per wavelength): errors below 1 % there
-# (Hicks 2002); at 8 cells per wavelength and more the taper's own error of a few 1e-3 is what is left.
-@pytest.mark.parametrize(("per_wavelength", "bar"), [(4.0, 0.01), (8.0, 0.005), (16.0, 0.005)])
+# The window is made for wavenumbers up to half the Nyquist wavenumber, 4 cells per wavelength (Hicks 2002). Its largest
+# error over directions and places is 1.5e-3 there and 0.9e-3 at 8 and 16 cells per wavelength; the bar is twice that.
+@pytest.mark.parametrize(("per_wavelength", "bar"), [(4.0, 3e-3), (8.0, 2e-3), (16.0, 2e-3)])
 @pytest.mark.parametrize("degrees", [0.0, 30.0, 77.0])
 def test_band_limited_plane_waves_are_sampled(per_wavelength: float, degrees: float, bar: float) -> None:
     z, x = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
@@ -49,7 +49,7 @@ def test_band_limited_plane_waves_are_sampled(per_wavelength: float, degrees: fl
 @given(z=st.floats(4.0, SHAPE[0] - 5.0), x=st.floats(4.0, SHAPE[1] - 5.0))
 def test_weights_sum_to_nearly_one(z: float, x: float) -> None:
     points = at((z, x))
-    assert points.weights.sum() == pytest.approx(1.0, abs=5e-3)
+    assert points.weights.sum() == pytest.approx(1.0, abs=2e-3)
     assert (np.abs(points.cells[0, 0] - np.array([z, x])) <= 4.0).all()
 
 
@@ -81,7 +81,7 @@ def test_taps_above_a_free_surface_fold_back_with_the_opposite_sign() -> None:
     positions = [(depth, column) for depth in (0.2, 0.5, 1.3, 2.75, 3.5) for column in (9.5, 14.2)]
     values = sample(field, at(*positions, free_surface=True))
     expected = [np.sin(2.0 * np.pi / 10.0 * depth) * np.cos(0.3 * column) for depth, column in positions]
-    assert np.abs(values - expected).max() <= 5e-3
+    assert np.abs(values - expected).max() <= 2e-3
     assert (at(*positions, free_surface=True).cells >= 0).all()
 
 

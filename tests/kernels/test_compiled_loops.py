@@ -1,0 +1,80 @@
+"""The compiled float32 time loops use packed fused multiply-adds and count no references.
+
+Both come from settings that Numba does not publish (compiling.py): a Numba release could drop them without an error,
+and the kernels would merely be several times slower.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+import pytest
+from hpfwi_kernels.acoustic import Scheme, loops, on_grid
+from hpfwi_kernels.compiling import hot
+
+PACKED = re.compile(r"\bvfn?m(?:add|sub)\w*ps\b.*%[yz]mm")
+SCALAR = re.compile(r"\bvfn?m(?:add|sub)\w*ss\b")
+# Order 4 forward has 38 such instructions and the adjoint 50 where AVX2 or AVX-512 is; half of that means a lost loop.
+LEAST = 20
+
+
+def assembly(name: str, engine: Any, monkeypatch: pytest.MonkeyPatch, cache: Path) -> str:
+    """Assembly of a time loop for float32 and order 4; code loaded from a cache has none, so it is compiled afresh."""
+    shape = (8, 9)
+    scheme = Scheme(
+        spacing_m=(10.0, 10.0),
+        dt_s=1e-3,
+        order=4,
+        absorbing=(3, 3, 3, 3),
+        boundary="cpml",
+        free_surface=False,
+        pml_hz=20.0,
+        max_velocity_mps=2000.0,
+    )
+    velocity, wavelet, points = np.full(shape, 2000.0), np.ones((1, 1, 5)), on_grid(np.array([[[3, 4]]]), shape)
+    records, stored = engine.forward(velocity, wavelet, points, points, scheme, store=True)
+    engine.gradient(velocity, wavelet, points, points, scheme, stored, records)
+    loop = getattr(loops, name)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(cache))
+    float32_order4 = next(
+        signature
+        for signature in loop.signatures
+        if numba.types.UniTuple(numba.types.int64, 2) in signature and numba.types.float32[::1] in signature
+    )
+    fresh: Any = hot(loop.py_func)
+    fresh.compile(float32_order4)
+    return str(fresh.inspect_asm(float32_order4))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not llvmlite.binding.get_host_cpu_features().get("fma", False), reason="this processor has no x86 FMA instructions"
+)
+@pytest.mark.parametrize("name", ["march", "march_back"])
+def test_hot_loops_are_packed_and_fused(
+    name: str, fast32: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = assembly(name, fast32, monkeypatch, tmp_path)
+    assert len(PACKED.findall(text)) >= LEAST
+    assert len(SCALAR.findall(text)) <= 3 * len(PACKED.findall(text))
+    assert "NRT_incref" not in text
+    assert "NRT_decref" not in text
+
+
+def test_plain_compiler_is_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Numba refuses the private settings the same function compiles without them."""
+    from hpfwi_kernels import compiling
+
+    monkeypatch.setitem(compiling._PRIVATE, "_no_such_setting", True)
+
+    def double(values: Any) -> None:
+        for i in range(values.size):
+            values[i] *= 2.0
+
+    values = np.arange(4.0)
+    monkeypatch.setitem(compiling._PUBLIC, "cache", False)
+    compiling.hot(double)(values)
+    assert values.tolist() == [0.0, 2.0, 4.0, 6.0]
