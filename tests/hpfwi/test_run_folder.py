@@ -206,6 +206,8 @@ def test_results_hold_models_gathers_and_a_history_that_can_go_back(tmp_path: Pa
         for iteration in (0, 10, 20, 30):
             results.append_history(iteration, np.full((4, 5), float(iteration)))
         results.truncate_history_after(20)
+        stored: Any = zarr.open_array(folder.path / "results.zarr" / "model" / "history_iteration", mode="r")
+        assert stored[:].tolist() == [0, 10, 20]
         results.append_history(20, np.full((4, 5), 21.0))
         results.append_history(25, np.full((4, 5), 25.0))
     root: Any = zarr.open_group(folder.path / "results.zarr", mode="r")
