@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from hpfwi_kernels.acoustic import Points, Scheme, off_grid, propagate
+from hpfwi_kernels.buffers import Pool
 from hpfwi_kernels.stability import courant_limit, courant_number, require_stable, substeps_needed
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -141,6 +142,7 @@ class Simulator:
         self.peak_hz = peak_frequency_hz(wavelet, survey.dt_s)
         self.highest_hz = highest_frequency_hz(wavelet, survey.dt_s)
         self.scheme = _scheme(self, max_velocity_mps, min_velocity_mps)
+        self._pool = Pool()
         self._wavelet = torch.from_numpy(np.asarray(wavelet, dtype=np.float64) / grid.cell_area_m2)
         self._sources = _points(survey.sources_m, grid, settings.free_surface)
         self._receivers = _points(survey.receivers_m, grid, settings.free_surface)
@@ -184,6 +186,7 @@ class Simulator:
             self._receivers.of_shots(indices),
             self.scheme,
             threads=threads,
+            pool=self._pool,
         )
 
 

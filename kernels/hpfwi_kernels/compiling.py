@@ -2,14 +2,15 @@
 
 `hot` compiles a loop function that allocates nothing. Two private Numba settings make stencils fast: telling LLVM that
 array arguments do not overlap (1.3-2 times on short rows) and dropping the reference counting of array arguments in
-calls. Should a Numba release refuse either, the plain compiler is used: same results, slower.
+calls. Where a Numba release no longer has one of them, it is left out: same results, slower.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import numba
-from numba.core.compiler import Compiler
+from numba.core.compiler import Compiler, Flags
+from numba.core.cpu import CPUTargetOptions
 
 
 class _NoAliasCompiler(Compiler):
@@ -21,13 +22,19 @@ class _NoAliasCompiler(Compiler):
 
 
 _PUBLIC: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
-_PRIVATE: dict[str, Any] = {"pipeline_class": _NoAliasCompiler, "_nrt": False}
+
+
+def private_options() -> dict[str, Any]:
+    """The private settings that this Numba release still has."""
+    options: dict[str, Any] = {}
+    if hasattr(Flags, "noalias"):
+        options["pipeline_class"] = _NoAliasCompiler
+    if hasattr(CPUTargetOptions, "_nrt"):
+        options["_nrt"] = False
+    return options
 
 
 def hot(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of scalars, tuples and non-overlapping arrays that allocates nothing; it releases the GIL."""
-    try:
-        compiled: Callable[..., Any] = numba.njit(**_PUBLIC, **_PRIVATE)(function)
-    except (TypeError, KeyError):  # an unknown option: how Numba says that a private name is gone
-        compiled = numba.njit(**_PUBLIC)(function)
+    compiled: Callable[..., Any] = numba.njit(**_PUBLIC, **private_options())(function)
     return compiled

@@ -14,7 +14,7 @@ from hpfwi_kernels.acoustic import loops
 from hpfwi_kernels.acoustic.layout import Layout, aligned
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
-from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, upsample
+from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, require_fitting, upsample
 from hpfwi_kernels.errors import ModelError
 from hpfwi_kernels.stencils import first_derivative, rounded_second_derivative
 
@@ -28,11 +28,13 @@ def forward(
     *,
     store: bool,
     threads: int = 1,
+    pool: buffers.Pool | None = None,
 ) -> tuple[NDArray, NDArray | None]:
     """Record pressure at the receivers of every shot, in the dtype of velocity.
 
     velocity   float32 or float64 [z, x] or [shot, z, x], m/s          wavelet   [shot, source, time], Pa/m²
     store      also keep what `gradient` needs                         threads   shots run at the same time
+    pool       lends the large buffers; None takes fresh memory
     returns    [shot, receiver, time] in Pa, and [shot, step, cell] (this module's own layout) or None
     raises     ModelError, GeometryError, StabilityError before any work
     """
@@ -43,7 +45,8 @@ def forward(
     shots, _, steps = drive.shape
     records = buffers.empty((shots, steps, receivers.per_shot), dtype)
     slots = -(-steps // scheme.store_every)
-    stored = buffers.empty((shots, slots, layout.rows * layout.width) if store else (1, 1, 1), dtype)
+    kept = (shots, slots, layout.rows * layout.width) if store else (1, 1, 1)
+    stored = buffers.empty(kept, dtype) if pool is None else pool.lend(kept, dtype)
     strips = constants.strips(scheme, reach=1)
 
     def run(shot: int, workspace: list[NDArray]) -> None:
@@ -55,7 +58,7 @@ def forward(
             stored[shot if store else 0], store, scheme.store_every, np.uint64(layout.width),
         )  # fmt: skip
 
-    _each_shot(run, shots, threads, lambda: [aligned(layout.size, dtype, skip_lines=4 * k) for k in range(8)])
+    _each_shot(run, shots, threads, lambda: _fields([layout.size] * 8, dtype, pool))
     records = np.ascontiguousarray(downsample(records.transpose(0, 2, 1), scheme.substeps), dtype)
     return records, stored if store else None
 
@@ -70,6 +73,7 @@ def gradient(
     record_gradient: NDArray,
     *,
     threads: int = 1,
+    pool: buffers.Pool | None = None,
 ) -> tuple[NDArray, NDArray]:
     """Apply the transpose of forward's derivative to a gradient with respect to the records.
 
@@ -79,6 +83,7 @@ def gradient(
     Each shot is summed on its own and shots are added in order in float64: the bits do not depend on `threads`.
     """
     setup = prepare(velocity, wavelet, sources, receivers, scheme)
+    require_fitting(record_gradient, wavelet, receivers, stored, scheme)
     constants = _constants(setup, scheme, _field_dtype(velocity))
     layout, dtype = constants.layout, constants.dtype
     drive = upsample(wavelet, scheme.substeps).astype(dtype)
@@ -105,11 +110,8 @@ def gradient(
         own = (product.astype(np.float64) * drive[shot][source.point]).sum(axis=1)
         np.add.at(per_shot[shot], (source.row, source.column), own)
 
-    def workspace() -> list[NDArray]:
-        sizes = [layout.size] * 6 + [layout.stride + loops.MARGIN] * 3 + [layout.size] * 4
-        return [aligned(size, dtype, skip_lines=4 * k) for k, size in enumerate(sizes)]
-
-    _each_shot(run, shots, threads, workspace)
+    sizes = [layout.size] * 6 + [layout.stride + loops.MARGIN] * 3 + [layout.size] * 4
+    _each_shot(run, shots, threads, lambda: _fields(sizes, dtype, pool))
     per_model = per_shot if velocity.ndim == 3 else _sum_in_order(per_shot)
     scale = np.divide(2.0, setup.velocity, out=np.zeros_like(setup.velocity), where=setup.velocity != 0)
     velocity_gradient = fold_edges(per_model * scale, scheme).reshape(velocity.shape)
@@ -131,7 +133,12 @@ class _Constants:
         return self.layout.field_of(setup.factor[shot if setup.factor.shape[0] > 1 else 0], self.dtype)
 
     def taps(self, taps: Taps) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray]:
-        return self.layout.cells(taps.row, taps.column), taps.point, taps.weight.astype(self.dtype)
+        # One memory layout for every call: another one would compile the loops once more.
+        return (
+            self.layout.cells(taps.row, taps.column),
+            np.ascontiguousarray(taps.point),
+            taps.weight.astype(self.dtype),
+        )
 
     def strips(self, scheme: Scheme, *, reach: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         top, bottom, left, right = scheme.absorbing if scheme.boundary == "cpml" else (0, 0, 0, 0)
@@ -162,6 +169,11 @@ def _field_dtype(velocity: NDArray) -> np.dtype:
     if velocity.dtype not in (np.float32, np.float64):
         raise ModelError(f"velocity has dtype {velocity.dtype}; give float32 or float64.")
     return velocity.dtype
+
+
+def _fields(sizes: list[int], dtype: np.dtype, pool: buffers.Pool | None) -> list[NDArray]:
+    """One thread's buffers. They start a few cache lines apart, or equal offsets in them would share cache sets."""
+    return [aligned(size, dtype, skip_lines=4 * k, pool=pool) for k, size in enumerate(sizes)]
 
 
 def _sum_in_order(per_shot: NDArray[np.float64]) -> NDArray[np.float64]:

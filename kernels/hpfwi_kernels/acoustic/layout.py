@@ -15,11 +15,11 @@ def _round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def aligned(size: int, dtype: DTypeLike, *, skip_lines: int = 0) -> NDArray:
-    """Uninitialised 1-D buffer that starts `skip_lines` cache lines after a 4-KiB-independent cache-line boundary."""
+def aligned(size: int, dtype: DTypeLike, *, skip_lines: int = 0, pool: buffers.Pool | None = None) -> NDArray:
+    """Uninitialised 1-D buffer that starts `skip_lines` cache lines after a cache-line boundary."""
     item = np.dtype(dtype).itemsize
     slack = _CACHE_LINE_BYTES * (skip_lines + 1) // item
-    raw = buffers.empty(size + slack, dtype)
+    raw = buffers.empty(size + slack, dtype) if pool is None else pool.lend(size + slack, dtype)
     start = (-raw.ctypes.data % _CACHE_LINE_BYTES) // item + _CACHE_LINE_BYTES * skip_lines // item
     return raw[start : start + size]
 

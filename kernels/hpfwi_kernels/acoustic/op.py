@@ -9,11 +9,19 @@ from torch.autograd.function import once_differentiable
 from hpfwi_kernels.acoustic import cpu
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
+from hpfwi_kernels.buffers import Pool
 from hpfwi_kernels.errors import ModelError
 
 
 def propagate(
-    velocity: Tensor, wavelet: Tensor, sources: Points, receivers: Points, scheme: Scheme, *, threads: int = 1
+    velocity: Tensor,
+    wavelet: Tensor,
+    sources: Points,
+    receivers: Points,
+    scheme: Scheme,
+    *,
+    threads: int = 1,
+    pool: Pool | None = None,
 ) -> Tensor:
     """Record pressure at the receivers of every shot.
 
@@ -21,27 +29,36 @@ def propagate(
     wavelet     same dtype [shot, source, time], Pa/m², the f of (1/v²) u_tt = lap u + f at the source's cell
     sources     one set of taps per shot and source        receivers   one per shot and receiver
     threads     shots run at the same time; the bits do not depend on it
+    pool        lends wavefields and snapshots, for a caller that propagates again and again; None takes fresh memory
     returns     same dtype [shot, receiver, time], Pa; sample 0 is the field before the first step. Differentiable once
                 in velocity and wavelet, by the discrete adjoint (exact in velocity for scheme.store_every = 1)
     raises      ModelError, GeometryError, StabilityError before any work
 
-    The wavefield is kept for the gradient only when velocity or wavelet asks for one.
+    The wavefield is kept only where a gradient is wanted: not under torch.no_grad, nor when no input requires one.
     """
     for tensor, name in ((velocity, "velocity"), (wavelet, "wavelet")):
         if tensor.device.type != "cpu":
             raise ModelError(f"{name} is on {tensor.device}; this propagator runs on the CPU: move it with .cpu().")
     if velocity.dtype != wavelet.dtype:
         raise ModelError(f"velocity is {velocity.dtype} and wavelet is {wavelet.dtype}; give both the same dtype.")
-    result: Tensor = _Propagate.apply(velocity, wavelet, sources, receivers, scheme, threads)
+    store = torch.is_grad_enabled() and (velocity.requires_grad or wavelet.requires_grad)
+    result: Tensor = _Propagate.apply(velocity, wavelet, sources, receivers, scheme, threads, pool, store)
     return result
 
 
 class _Propagate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, velocity: Tensor, wavelet: Tensor, sources: Points, receivers: Points, scheme: Scheme, threads: int
+        ctx: Any,
+        velocity: Tensor,
+        wavelet: Tensor,
+        sources: Points,
+        receivers: Points,
+        scheme: Scheme,
+        threads: int,
+        pool: Pool | None,
+        store: bool,
     ) -> Tensor:
-        store = any(ctx.needs_input_grad[:2])
         records, stored = cpu.forward(
             velocity.detach().numpy(),
             wavelet.detach().numpy(),
@@ -50,18 +67,19 @@ class _Propagate(torch.autograd.Function):
             scheme,
             store=store,
             threads=threads,
+            pool=pool,
         )
         if store:
             assert stored is not None
             ctx.save_for_backward(velocity, wavelet, torch.from_numpy(stored))
-            ctx.rest = (sources, receivers, scheme, threads)
+            ctx.rest = (sources, receivers, scheme, threads, pool)
         return torch.from_numpy(records)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, record_gradient: Tensor) -> tuple[Tensor | None, ...]:
         velocity, wavelet, stored = ctx.saved_tensors
-        sources, receivers, scheme, threads = ctx.rest
+        sources, receivers, scheme, threads, pool = ctx.rest
         velocity_gradient, wavelet_gradient = cpu.gradient(
             velocity.detach().numpy(),
             wavelet.detach().numpy(),
@@ -71,13 +89,11 @@ class _Propagate(torch.autograd.Function):
             stored.numpy(),
             record_gradient.detach().numpy(),
             threads=threads,
+            pool=pool,
         )
         wants_velocity, wants_wavelet = ctx.needs_input_grad[:2]
         return (
             torch.from_numpy(velocity_gradient) if wants_velocity else None,
             torch.from_numpy(wavelet_gradient) if wants_wavelet else None,
-            None,
-            None,
-            None,
-            None,
+            *(None,) * 6,
         )

@@ -23,10 +23,12 @@ class Points:
 
     cells    int64[shot, point, tap, 2]    row and column in the model; outside it in the absorbing layer
     weights  float64[shot, point, tap]     0 for an unused tap; a point whose taps are all unused is absent
+    shape    rows and columns of the model the points were made for
     """
 
     cells: NDArray[np.int64]
     weights: NDArray[np.float64]
+    shape: tuple[int, int]
 
     @property
     def shots(self) -> int:
@@ -40,7 +42,7 @@ class Points:
 
     def of_shots(self, shots: NDArray[np.int64] | list[int] | slice) -> "Points":
         """The points of some shots, in the given order."""
-        return Points(self.cells[shots], self.weights[shots])
+        return Points(self.cells[shots], self.weights[shots], self.shape)
 
 
 def on_grid(cells: NDArray, shape: tuple[int, int]) -> Points:
@@ -89,7 +91,7 @@ def off_grid(positions: NDArray[np.float64], shape: tuple[int, int], *, free_sur
         weights = np.where(above, -weights, weights)
         cells[..., 0] = np.abs(cells[..., 0])
     weights = np.where(absent[..., None], 0.0, weights)
-    return Points(cells, weights)
+    return Points(cells, weights, (shape[0], shape[1]))
 
 
 def _axis_taps(position: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -7,7 +7,7 @@ from hpfwi_kernels import buffers
 from hpfwi_kernels.absorbing import Profiles
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
-from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, upsample
+from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, require_fitting, upsample
 from hpfwi_kernels.stencils import first_derivative, second_derivative
 
 
@@ -55,6 +55,7 @@ def gradient(
     returns          gradients with respect to velocity and wavelet, in their shapes, float64
     """
     setup = prepare(velocity, wavelet, sources, receivers, scheme)
+    require_fitting(record_gradient, wavelet, receivers, stored, scheme)
     drive = upsample(wavelet, scheme.substeps)
     residual = upsample(record_gradient, scheme.substeps) / scheme.substeps
     shots, _, steps = drive.shape

@@ -89,6 +89,22 @@ def prepare(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Poi
     )
 
 
+def require_fitting(
+    record_gradient: NDArray, wavelet: NDArray, receivers: Points, stored: NDArray, scheme: Scheme
+) -> None:
+    """Raise ModelError unless a gradient of the records and the kept wavefields belong to this call."""
+    shots, _, samples = wavelet.shape
+    expected = (shots, receivers.per_shot, samples)
+    if record_gradient.shape != expected:
+        raise ModelError(f"record_gradient of shape {record_gradient.shape} must be {expected}, as the records are.")
+    kept = (shots, scheme.stored_steps(samples))
+    if stored.shape[:2] != kept:
+        raise ModelError(
+            f"The stored wavefields are of (shots, steps) = {stored.shape[:2]} and this scheme keeps {kept}; pass what "
+            "forward returned for the same scheme."
+        )
+
+
 def fold_edges(gradient: NDArray[np.float64], scheme: Scheme) -> NDArray[np.float64]:
     """Transpose of padding by edge replication: float64[..., z, x] with layers to float64[..., z, x] of the model."""
     top, bottom, left, right = scheme.absorbing
@@ -164,6 +180,11 @@ def _require_shapes(velocity: NDArray, wavelet: NDArray, sources: Points, receiv
     if receivers.shots != shots:
         raise GeometryError(f"Receivers are given for {receivers.shots} shots, sources for {shots}.")
     for points, name in ((sources, "source"), (receivers, "receiver")):
+        if points.shape != velocity.shape[-2:]:
+            raise GeometryError(
+                f"The {name}s were placed in a model of {points.shape[0]} x {points.shape[1]} cells and velocity has "
+                f"{velocity.shape[-2]} x {velocity.shape[-1]}; place them in the model that is used."
+            )
         used = (points.weights != 0).any(axis=(1, 2))
         if not used.all():
             raise GeometryError(f"Shot {int(np.argmin(used))} has no {name}; drop the shot or give it one.")
