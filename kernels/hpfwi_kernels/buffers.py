@@ -32,8 +32,13 @@ class Pool:
 
     >>> pool = Pool()
     >>> first = pool.lend((2, 3), np.float32)
+    >>> row = first[1]
     >>> address = first.ctypes.data
-    >>> del first
+    >>> del first  # the row still needs the memory
+    >>> second = pool.lend((3, 2), np.float32)
+    >>> second.ctypes.data == address
+    False
+    >>> del row
     >>> pool.lend((3, 2), np.float32).ctypes.data == address
     True
     """
@@ -49,8 +54,9 @@ class Pool:
         memory = self._fitting(size)
         if memory is None:
             memory = empty(math.prod(sizes), dtype).view(np.uint8)
-        # An array object of its own on that memory, for views refer to it: it dies with the last of them.
-        owner = np.frombuffer(memory, np.uint8, size)
+        # NumPy makes a view refer to the array at the end of its chain of bases. The memoryview ends that chain at
+        # `owner`, which therefore dies with the last view, and not before.
+        owner = np.frombuffer(memoryview(memory), np.uint8, size)
         weakref.finalize(owner, self._take_back, memory)
         return owner.view(dtype).reshape(sizes)
 
