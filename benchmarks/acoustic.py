@@ -3,7 +3,8 @@
 Both codes start from torch tensors and end with records, or with records and the velocity gradient, at the same time
 step, one inner step per sample, the same order and C-PML, every step entering the gradient. No ratio is printed before
 hpfwi agrees with float64 deepwave to 1e-5. Runs alternate, so a disturbance of the machine meets both; compilation and
-memory are measured in processes of their own.
+memory are measured in processes of their own. hpfwi's buffers come from one pool, as in an inversion's loop: the first
+call, which is not timed, touches them; deepwave has no such choice and takes fresh memory in every call.
 """
 
 import argparse
@@ -32,6 +33,8 @@ else:
     import peers  # run as a script, this folder is where Python looks first
 
 AGREEMENT = 1e-5
+# OpenMP threads of the run before go on spinning for a moment; the next run must not pay for them.
+SETTLE_S = 0.4
 # Runnable processes per machine beyond which somebody else is computing too.
 BUSY = 0.5
 RESULTS = Path(__file__).parent / "results"
@@ -98,6 +101,7 @@ def timed(work: peers.Problem, repeats: int, threads: int) -> dict[str, dict[str
     for repeat in range(repeats):
         for kind in seconds:
             for code in list(CODES) if repeat % 2 == 0 else list(CODES)[::-1]:
+                time.sleep(SETTLE_S)
                 begin = time.perf_counter()
                 CODES[code](work, torch.float32, kind == "gradient", threads)
                 seconds[kind][code].append(time.perf_counter() - begin)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from hpfwi_kernels.acoustic import Scheme, on_grid, propagate
+from hpfwi_kernels.buffers import Pool
 from numpy.typing import NDArray
 
 PACKAGES = ("deepwave", "torch", "numba", "numpy")
@@ -57,15 +58,18 @@ def _answer(velocity: torch.Tensor, records: torch.Tensor, gradient: bool) -> An
     return Answer(records.detach().numpy(), velocity.grad.numpy() if velocity.grad is not None else None)
 
 
+# What a caller that propagates again and again keeps: the wavefields of one call serve the next.
+POOL = Pool()
+
+
 def hpfwi(problem: Problem, dtype: torch.dtype, gradient: bool, threads: int) -> Answer:
     """Run hpfwi's kernels from torch tensors to records, and to the velocity gradient of `misfit`."""
     velocity = torch.tensor(problem.velocity, dtype=dtype, requires_grad=gradient)
     wavelet = torch.tensor(problem.wavelet, dtype=dtype)
     shape = (problem.velocity.shape[0], problem.velocity.shape[1])
     sources, receivers = on_grid(problem.sources, shape), on_grid(problem.receivers, shape)
-    return _answer(
-        velocity, propagate(velocity, wavelet, sources, receivers, problem.scheme, threads=threads), gradient
-    )
+    records = propagate(velocity, wavelet, sources, receivers, problem.scheme, threads=threads, pool=POOL)
+    return _answer(velocity, records, gradient)
 
 
 def deepwave(problem: Problem, dtype: torch.dtype, gradient: bool, threads: int) -> Answer:

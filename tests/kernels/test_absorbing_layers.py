@@ -105,7 +105,7 @@ def test_fifty_thousand_steps_do_not_grow(name: str, compiled: Any, ricker: Any)
     # The two-dimensional tail and the near-static part of the field leave slowly; rounding leaves a constant behind.
     assert level[2000:].max() <= 1e-5
     assert level[40_000:].max() <= (1e-7 if compiled.single else 1e-11)
-    assert level[40_000:].max() <= level[2000:4000].max()
+    assert level[45_000:].max() <= 1.05 * level[40_000:45_000].max()
 
 
 def test_profiles_are_zero_in_the_model_and_grow_outwards() -> None:

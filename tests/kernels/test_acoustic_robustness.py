@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hpfwi_kernels.acoustic import Points, Scheme, off_grid, on_grid
+from hpfwi_kernels.buffers import Pool
 from hpfwi_kernels.errors import GeometryError, KernelError, ModelError, StabilityError
 from hpfwi_kernels.stability import courant_limit, largest_stable_dt, substeps_needed
 from numpy.typing import NDArray
@@ -45,13 +46,14 @@ def wavelet_of(shots: int = SHOTS, samples: int = SAMPLES) -> NDArray[np.float64
     return np.random.default_rng(63).standard_normal((shots, 1, samples))
 
 
-def everything(engine: Any, scheme: Scheme, shape: tuple[int, int] = SHAPE, threads: int = 1, **sizes: int) -> Any:
-    """Records and both gradients of one small survey."""
-    shots = sizes.get("shots", SHOTS)
-    points, wavelet, velocity = survey(shape, **sizes), wavelet_of(shots), velocity_of(shape)
-    records, stored = engine.forward(velocity, wavelet, *points, scheme, store=True, threads=threads)
+def everything(
+    engine: Any, scheme: Scheme, shape: tuple[int, int] = SHAPE, shots: int = SHOTS, receivers: int = 3, **how: Any
+) -> Any:
+    """Records and both gradients of one small survey; `how` holds threads and pool."""
+    points, wavelet, velocity = survey(shape, shots, receivers), wavelet_of(shots), velocity_of(shape)
+    records, stored = engine.forward(velocity, wavelet, *points, scheme, store=True, **how)
     record_gradient = np.random.default_rng(64).standard_normal(records.shape)
-    gradients = engine.gradient(velocity, wavelet, *points, scheme, stored, record_gradient, threads=threads)
+    gradients = engine.gradient(velocity, wavelet, *points, scheme, stored, record_gradient, **how)
     return records, *gradients
 
 
@@ -84,6 +86,22 @@ def test_storing_or_not_gives_the_same_records(engine: Any) -> None:
     assert np.array_equal(kept, dropped)
     assert stored is not None
     assert nothing is None
+
+
+@pytest.mark.parametrize("boundary", ["cpml", "sponge"])
+def test_memory_used_before_changes_no_bits(boundary: str, compiled: Any) -> None:
+    """A pool hands out what an earlier, larger propagation left behind."""
+    scheme = scheme_of(boundary=boundary, min_velocity_mps=1500.0)
+    points, wavelet, pool = survey(), wavelet_of(), Pool()
+    fresh = everything(compiled, scheme)
+    everything(compiled, scheme_of(order=8), (33, 47), pool=pool)
+    for _ in range(2):
+        assert all(np.array_equal(a, b) for a, b in zip(fresh, everything(compiled, scheme, pool=pool), strict=True))
+    first, kept = compiled.forward(velocity_of(), wavelet, *points, scheme, store=True, pool=pool)
+    before = kept.copy()
+    compiled.forward(velocity_of(), 2.0 * wavelet, *points, scheme, store=True, pool=pool)
+    assert np.array_equal(kept, before)
+    assert np.array_equal(first, fresh[0])
 
 
 def test_inputs_are_left_alone(engine: Any) -> None:

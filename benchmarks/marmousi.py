@@ -1,0 +1,222 @@
+"""Does the way the initial model enters matter? Pretraining, denormalisation and pixel FWI on Marmousi.
+
+    python benchmarks/marmousi.py run --model marmousi_vp_dz12m.npy --runs runs/marmousi
+    python benchmarks/marmousi.py collect --runs runs/marmousi
+
+Every case is a run of the recipes `marmousi_smooth` and `marmousi_linear` with the changes that `AFFORDABLE` lists, which
+make a run a matter of minutes on one core: random batches of four shots, and time steps that need no splitting. `run`
+starts one process per core and skips runs that are finished, so it can be called again after an interruption. `collect`
+prints the table and writes JSON and a figure to benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from hpfwi.run_folder import is_done, read_events
+
+STARTS = ("smooth", "linear")
+SEEDED = ("pretrain", "s-denorm")
+SINGLE = ("pixel", "a-denorm-joint", "a-denorm-recentre", "a-denorm-moving-mean")
+SEEDS = (0, 1, 2)
+AFFORDABLE = (
+    "survey.dt_s=0.0015",
+    "survey.samples=1267",
+    "modelling.order=4",
+    "inversion.shots_per_iteration=4",
+    "cluster.workers=0",
+)
+RESULTS = Path(__file__).parent / "results"
+PAPER_MSE = {("smooth", "pretrain"): 0.1839, ("smooth", "s-denorm"): 0.1517, ("linear", "pretrain"): 0.3945}
+PAPER_MSE[("linear", "s-denorm")] = 0.2002
+"""(km/s)², arXiv 2506.05484; its settings are not published, so orderings and ratios count, not digits."""
+
+
+def cases() -> list[tuple[str, str, int]]:
+    """(start, kind, seed) of every run, the pairs that carry the main question first."""
+    seeded = [(start, kind, seed) for seed in SEEDS for start in STARTS for kind in SEEDED]
+    return seeded[:4] + [(start, kind, 0) for kind in SINGLE for start in STARTS] + seeded[4:]
+
+
+def name_of(case: tuple[str, str, int]) -> str:
+    """
+    >>> name_of(("smooth", "pixel", 0))
+    'smooth-pixel-0'
+    """
+    return "-".join(map(str, case))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run every case that is not done, one process per core."""
+    runs: Path = arguments.runs
+    runs.mkdir(parents=True, exist_ok=True)
+    cores: SimpleQueue[int] = SimpleQueue()
+    usable = sorted(os.sched_getaffinity(0))
+    for core in usable:
+        cores.put(core)
+
+    def one(case: tuple[str, str, int]) -> None:
+        start, kind, seed = case
+        if is_done(runs / name_of(case)):
+            return
+        core = cores.get()
+        options = [
+            *AFFORDABLE,
+            f"inversion.iterations={arguments.iterations}",
+            f"inversion.seed={seed}",
+            f"inversion.parameterisation.kind={kind}",
+            f"output.folder={runs}",
+        ]
+        command = [sys.executable, "-m", "hpfwi.cli", "invert", f"marmousi_{start}", "--model", str(arguments.model)]
+        command += ["--name", name_of(case), "--overwrite"]
+        for option in options:
+            command += ["--set", option]
+        with (runs / f"{name_of(case)}.log").open("w") as log:
+            subprocess.run(
+                ["taskset", "-c", str(core), *command], stdout=log, stderr=subprocess.STDOUT, check=False, env=os.environ
+            )
+        print(f"{name_of(case)}: {'done' if is_done(runs / name_of(case)) else 'FAILED, see its log'}", flush=True)
+        cores.put(core)
+
+    with ThreadPoolExecutor(len(usable)) as pool:
+        list(pool.map(one, cases()))
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What one finished run came to."""
+    events = read_events(folder)
+    errors = [event for event in events if event["kind"] == "diagnostics"]
+    misfits = [event["misfit"] for event in events if event["kind"] == "iteration"]
+    pretraining = [event["seconds"] for event in events if event["kind"] == "pretrain"]
+    done = json.loads((folder / "done.json").read_text())
+    best = min(errors, key=lambda event: event["mse_kmps2"])
+    return {
+        "iterations": done["iterations"],
+        "seconds": done["seconds"],
+        "pretrain_seconds": sum(pretraining),
+        "mse_start": errors[0]["mse_kmps2"],
+        "mse_end": errors[-1]["mse_kmps2"],
+        "mse_best": best["mse_kmps2"],
+        "best_iteration": best["iteration"],
+        "ssim_end": errors[-1]["ssim"],
+        "mse_shallow_end": errors[-1]["mse_shallow_kmps2"],
+        "mse_deep_end": errors[-1]["mse_deep_kmps2"],
+        "misfit_end": statistics.fmean(misfits[-13:]),
+        "misfits": misfits,
+        "mse": [(event["iteration"], event["mse_kmps2"]) for event in errors],
+        "coherence": [(event["iteration"], [event.get(f"spectra/coherence_{band}") for band in range(5)]) for event in errors],
+        "band_error": [(event["iteration"], [event.get(f"spectra/error_{band}") for band in range(5)]) for event in errors],
+        "cosine_end": errors[-1].get("plasticity/cosine"),
+        "travel_end": errors[-1].get("plasticity/travel"),
+        "verdict": done["verdict"],
+    }
+
+
+def collect(arguments: argparse.Namespace) -> None:
+    """Print the table; write JSON and figures."""
+    from hpfwi.environment import environment
+
+    found = {case: facts_of(arguments.runs / name_of(case)) for case in cases() if is_done(arguments.runs / name_of(case))}
+    if not found:
+        raise SystemExit(f"No finished run in {arguments.runs}; call `run` first.")
+    print("start   kind                   seeds  MSE start  MSE end (median, range)    MSE best  SSIM   deep MSE  seconds  paper")
+    for start in STARTS:
+        for kind in (*SEEDED, *SINGLE):
+            runs = [facts for case, facts in found.items() if case[:2] == (start, kind)]
+            if not runs:
+                continue
+            ends = [facts["mse_end"] for facts in runs]
+
+            def median(key: str, runs: list[dict[str, Any]] = runs) -> float:
+                return statistics.median(facts[key] for facts in runs)
+
+            paper = PAPER_MSE.get((start, kind))
+            print(
+                f"{start:7s} {kind:22s} {len(runs):5d}  {median('mse_start'):9.4f}  {median('mse_end'):7.4f} "
+                f"({min(ends):.4f} .. {max(ends):.4f})  {median('mse_best'):8.4f}  {median('ssim_end'):.3f}  "
+                f"{median('mse_deep_end'):8.4f}  {median('seconds'):7.0f}  {'' if paper is None else paper}"
+            )
+    RESULTS.mkdir(exist_ok=True)
+    facts = environment()
+    table = {
+        "command": "python benchmarks/marmousi.py run --model PATH --runs RUNS; python benchmarks/marmousi.py collect --runs RUNS",
+        "changes_to_the_recipes": AFFORDABLE,
+        "environment": {key: facts[key] for key in facts if key in ("versions", "hardware", "python", "cpu", "packages")},
+        "runs": {name_of(case): values for case, values in found.items()},
+    }
+    (RESULTS / "marmousi.json").write_text(json.dumps(table, indent=1) + "\n")
+    draw_curves(found, RESULTS / "marmousi_curves.png")
+    draw_maps(arguments.runs, found, RESULTS / "marmousi_maps.png")
+
+
+def draw_curves(found: dict[tuple[str, str, int], dict[str, Any]], path: Path) -> None:
+    """Model error against iteration, one panel per start; thin lines are seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    colours = dict(zip((*SEEDED, *SINGLE), ("C3", "C0", "0.5", "C2", "C1", "C4"), strict=True))
+    for axes, start in zip(figure.subplots(1, 2), STARTS, strict=True):
+        for (case_start, kind, seed), facts in sorted(found.items()):
+            if case_start == start:
+                axes.plot(*zip(*facts["mse"], strict=True), color=colours[kind], lw=1.2, label=kind if seed == 0 else None)
+        axes.set(xlabel="iteration", ylabel="model error, (km/s)²", title=f"{start} start")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def draw_maps(runs: Path, found: dict[tuple[str, str, int], dict[str, Any]], path: Path) -> None:
+    """True, initial and inverted models of seed 0, one column per start."""
+    import zarr
+    from matplotlib.figure import Figure
+
+    kinds = ("true", "initial", *SEEDED, *SINGLE)
+    figure = Figure(figsize=(11, 1.75 * len(kinds)), layout="constrained")
+    panels = figure.subplots(len(kinds), 2)
+    for column, start in enumerate(STARTS):
+        for row, kind in enumerate(kinds):
+            case = (start, kind if kind in (*SEEDED, *SINGLE) else "s-denorm", 0)
+            axes = panels[row, column]
+            if case not in found:
+                axes.axis("off")
+                continue
+            root: Any = zarr.open_group(runs / name_of(case) / "results.zarr", mode="r")
+            model = root[f"model/{kind if kind in ('true', 'initial') else 'inverted'}"][:] / 1000
+            dz, dx = (step / 1000 for step in root.attrs["spacing_m"])
+            extent = (0, model.shape[1] * dx, model.shape[0] * dz, 0)
+            picture = axes.imshow(model, extent=extent, vmin=1.5, vmax=5.5, cmap="viridis", aspect="auto")
+            error = f", MSE {found[case]['mse_end']:.3f}" if kind not in ("true", "initial") else ""
+            axes.set_title(f"{start} start: {kind}{error}", fontsize=9)
+            axes.set_ylabel("depth, km", fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("distance, km", fontsize=8)
+    figure.colorbar(picture, ax=panels, label="velocity, km/s", shrink=0.5)
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    verb = verbs.add_parser("run", help="run every case")
+    verb.add_argument("--model", type=Path, required=True, help="the whole Marmousi velocity model")
+    verb.add_argument("--runs", type=Path, default=Path("runs/marmousi"), help="where the run folders go")
+    verb.add_argument("--iterations", type=int, default=400)
+    verb.set_defaults(call=run)
+    verb = verbs.add_parser("collect", help="print the table, write JSON and figures")
+    verb.add_argument("--runs", type=Path, default=Path("runs/marmousi"))
+    verb.set_defaults(call=collect)
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    main()
