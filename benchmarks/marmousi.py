@@ -22,6 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from hpfwi.inversion.spectra import BANDS
 from hpfwi.run_folder import is_done, read_events
 
 STARTS = ("smooth", "linear")
@@ -31,7 +32,7 @@ SEEDS = (0, 1, 2)
 AFFORDABLE = (
     "survey.dt_s=0.0015",
     "survey.samples=1267",
-    "modelling.order=4",
+    "model.bounds_mps=[1400.0, 5500.0]",
     "inversion.shots_per_iteration=4",
     "cluster.workers=0",
 )
@@ -76,13 +77,17 @@ def run(arguments: argparse.Namespace) -> None:
             f"inversion.parameterisation.kind={kind}",
             f"output.folder={runs}",
         ]
-        command = [sys.executable, "-m", "hpfwi.cli", "invert", f"marmousi_{start}", "--model", str(arguments.model)]
+        command = [sys.executable, "-m", "hpfwi", "invert", f"marmousi_{start}", "--model", str(arguments.model)]
         command += ["--name", name_of(case), "--overwrite"]
         for option in options:
             command += ["--set", option]
         with (runs / f"{name_of(case)}.log").open("w") as log:
             subprocess.run(
-                ["taskset", "-c", str(core), *command], stdout=log, stderr=subprocess.STDOUT, check=False, env=os.environ
+                ["taskset", "-c", str(core), *command],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+                env=os.environ,
             )
         print(f"{name_of(case)}: {'done' if is_done(runs / name_of(case)) else 'FAILED, see its log'}", flush=True)
         cores.put(core)
@@ -113,22 +118,30 @@ def facts_of(folder: Path) -> dict[str, Any]:
         "misfit_end": statistics.fmean(misfits[-13:]),
         "misfits": misfits,
         "mse": [(event["iteration"], event["mse_kmps2"]) for event in errors],
-        "coherence": [(event["iteration"], [event.get(f"spectra/coherence_{band}") for band in range(5)]) for event in errors],
-        "band_error": [(event["iteration"], [event.get(f"spectra/error_{band}") for band in range(5)]) for event in errors],
+        "coherence": [(event["iteration"], _bands(event, "coherence")) for event in errors],
+        "band_error": [(event["iteration"], _bands(event, "error")) for event in errors],
         "cosine_end": errors[-1].get("plasticity/cosine"),
         "travel_end": errors[-1].get("plasticity/travel"),
         "verdict": done["verdict"],
     }
 
 
+def _bands(event: dict[str, Any], what: str) -> list[float | None]:
+    return [event.get(f"spectra/{what}_{band}") for band in range(BANDS)]
+
+
 def collect(arguments: argparse.Namespace) -> None:
     """Print the table; write JSON and figures."""
     from hpfwi.environment import environment
 
-    found = {case: facts_of(arguments.runs / name_of(case)) for case in cases() if is_done(arguments.runs / name_of(case))}
+    folders = {case: arguments.runs / name_of(case) for case in cases()}
+    found = {case: facts_of(folder) for case, folder in folders.items() if is_done(folder)}
     if not found:
         raise SystemExit(f"No finished run in {arguments.runs}; call `run` first.")
-    print("start   kind                   seeds  MSE start  MSE end (median, range)    MSE best  SSIM   deep MSE  seconds  paper")
+    print(
+        "start   kind                   seeds  MSE start  MSE end (median, range)    MSE best  SSIM   deep MSE  "
+        "seconds  paper"
+    )
     for start in STARTS:
         for kind in (*SEEDED, *SINGLE):
             runs = [facts for case, facts in found.items() if case[:2] == (start, kind)]
@@ -146,11 +159,13 @@ def collect(arguments: argparse.Namespace) -> None:
                 f"{median('mse_deep_end'):8.4f}  {median('seconds'):7.0f}  {'' if paper is None else paper}"
             )
     RESULTS.mkdir(exist_ok=True)
-    facts = environment()
     table = {
-        "command": "python benchmarks/marmousi.py run --model PATH --runs RUNS; python benchmarks/marmousi.py collect --runs RUNS",
+        "commands": [
+            "python benchmarks/marmousi.py run --model PATH --runs RUNS",
+            "python benchmarks/marmousi.py collect --runs RUNS",
+        ],
         "changes_to_the_recipes": AFFORDABLE,
-        "environment": {key: facts[key] for key in facts if key in ("versions", "hardware", "python", "cpu", "packages")},
+        "environment": environment(),
         "runs": {name_of(case): values for case, values in found.items()},
     }
     (RESULTS / "marmousi.json").write_text(json.dumps(table, indent=1) + "\n")
@@ -167,7 +182,8 @@ def draw_curves(found: dict[tuple[str, str, int], dict[str, Any]], path: Path) -
     for axes, start in zip(figure.subplots(1, 2), STARTS, strict=True):
         for (case_start, kind, seed), facts in sorted(found.items()):
             if case_start == start:
-                axes.plot(*zip(*facts["mse"], strict=True), color=colours[kind], lw=1.2, label=kind if seed == 0 else None)
+                label = kind if seed == 0 else None
+                axes.plot(*zip(*facts["mse"], strict=True), color=colours[kind], lw=1.2, label=label)
         axes.set(xlabel="iteration", ylabel="model error, (km/s)²", title=f"{start} start")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

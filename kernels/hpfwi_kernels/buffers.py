@@ -54,9 +54,9 @@ class Pool:
         memory = self._fitting(size)
         if memory is None:
             memory = empty(math.prod(sizes), dtype).view(np.uint8)
-        # NumPy makes a view refer to the array at the end of its chain of bases. The memoryview ends that chain at
+        # NumPy makes a view refer to the array at the end of its chain of bases. The buffer object ends that chain at
         # `owner`, which therefore dies with the last view, and not before.
-        owner = np.frombuffer(memoryview(memory), np.uint8, size)
+        owner = np.frombuffer(memory.data, np.uint8, size)
         weakref.finalize(owner, self._take_back, memory)
         return owner.view(dtype).reshape(sizes)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from hpfwi_cluster import ItemResult
 
 SIZE = 300

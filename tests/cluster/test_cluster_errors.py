@@ -6,9 +6,10 @@ import inspect
 import pickle
 
 import pytest
+from pydantic import ValidationError
+
 from hpfwi_cluster import ClusterSettings, errors
 from hpfwi_cluster.settings import usable_cores
-from pydantic import ValidationError
 
 CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)]
 

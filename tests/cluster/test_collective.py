@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from hpfwi_cluster.errors import CollectiveBroken
 from hpfwi_cluster.reduce import Collective, Formation, Meeting
 

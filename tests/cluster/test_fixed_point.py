@@ -7,9 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hpfwi_cluster import fixed_point
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from hpfwi_cluster import fixed_point
 
 finite = st.floats(-1e6, 1e6, width=32)
 item_arrays = st.lists(st.lists(finite, min_size=3, max_size=3), min_size=1, max_size=20).map(

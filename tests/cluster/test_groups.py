@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from hpfwi_cluster import ClusterSettings, Group, make_group
 from hpfwi_cluster.errors import ClusterError, GroupLost, ItemFailed, ReplicasDiverged, StartFailed, TaskFailed
 from hpfwi_cluster.fixed_point import GROWTH_BITS

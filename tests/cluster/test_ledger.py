@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from hpfwi_cluster.errors import ClusterError, ItemFailed
 from hpfwi_cluster.failure import Decision, after_exception, after_item_death, after_loss, loss_sentence
 from hpfwi_cluster.ledger import ItemReport, Ledger
 from hpfwi_cluster.shares import dearest_first, in_flight_limit, wait_share
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def report(item: int, largest: int | None = 0, failure: str | None = None, final: bool = False) -> ItemReport:

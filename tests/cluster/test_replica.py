@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+
 from hpfwi_cluster import ItemResult, State
 from hpfwi_cluster.replica import Replica, one_torch_thread
 

@@ -147,9 +147,9 @@ def test_a_start_from_a_file(tmp_path: Path) -> None:
     settings = ModelSettings(
         true=str(tmp_path / "true.npy"),
         initial=str(tmp_path / "start.npy"),
-        spacing_m=12.0,  # type: ignore[arg-type]
+        spacing_m=12.0,
         resample=(10, 20),
-        relabel_spacing_m=15.0,  # type: ignore[arg-type]
+        relabel_spacing_m=15.0,
     )
     for name, velocity in (("start.npy", 2500.0), ("small.npy", 2600.0)):
         pair = load_models(settings.model_copy(update={"initial": str(tmp_path / name)}))

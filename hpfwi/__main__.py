@@ -1,0 +1,5 @@
+"""`python -m hpfwi`: the same as the `hpfwi` command."""
+
+from hpfwi.cli import main
+
+main()
