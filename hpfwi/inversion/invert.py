@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _STATE = "state/"
 _REFERENCE = "reference/"
+_BEST = "best_model"
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) ->
             run.start()
         with start_group(folder.path, config.cluster) as group:
             run.give_state(group)
-            while run.done < iterations:
+            while run.done < iterations or not run.keep(group):
                 if stop.requested:
-                    run.checkpoint(group)
+                    run.keep(group)
                     folder.event("stop", iteration=run.done, reason=stop.reason)
                     raise Stopped(
                         f"Stopped after iteration {run.done} of {iterations} ({stop.reason}); go on with "
@@ -86,8 +87,22 @@ def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) ->
                     bar.went_back(run.done)
                 else:
                     bar.update(**step)
-            run.checkpoint(group)
         return run.finish()
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What a run goes back to: the last checkpoint, as it is on disk.
+
+    done        iterations that count
+    exponent    of the group's sums
+    best        score and model of the best diagnosed iteration so far
+    """
+
+    done: int
+    exponent: int | None
+    state: State
+    best: tuple[float, NDArray[np.float32]] | None
 
 
 class _Run:
@@ -110,7 +125,7 @@ class _Run:
         self.initial: EarthModel
         self.true: NDArray[np.float32] | None = None
         self.reference: State
-        self.saved: tuple[int, int | None, State]
+        self.saved: _Saved
 
     def start(self) -> None:
         """A new run: inputs, the work before iteration 0, and a checkpoint that a lost group can go back to."""
@@ -150,18 +165,27 @@ class _Run:
         self.initial = EarthModel(models["initial"], self.task.simulator.grid)
         self.true = models.get("true")
         self.reference = _part(found.tensors, _REFERENCE)
-        self.done, self.exponent = found.iteration, found.meta["exponent"]
-        state = _part(found.tensors, _STATE)
-        self.saved = (self.done, self.exponent, state)
-        self.task.load_state(state)
-        self._forget_after(self.done)
+        best = found.tensors.get(_BEST)
+        self.saved = _Saved(
+            found.iteration,
+            found.meta["exponent"],
+            _part(found.tensors, _STATE),
+            None if best is None else (found.meta["best_score"], best),
+        )
+        self._back_to_saved()
         self.seconds = float(found.meta["seconds"])
         return True
 
     def give_state(self, group: Group) -> None:
-        """Put every rank at the run's state."""
-        group.exponent = self.saved[1]
-        group.load_state(self.saved[2])
+        """Put every rank at the last checkpoint."""
+        while True:
+            group.exponent = self.saved.exponent
+            try:
+                group.load_state(self.saved.state)
+            except GroupLost as error:  # restart_limit bounds how often
+                self.say(str(error))
+            else:
+                return
 
     def iterate(self, group: Group) -> dict[str, Any] | None:
         """One iteration and what to show of it; None when the group was lost and the run went back."""
@@ -174,7 +198,7 @@ class _Run:
         costs = [float(self.task.simulator.updates_per_shot * len(self.task.groups[item])) for item in items]
         try:
             if iteration % settings.checkpoint_every == 0:
-                self.checkpoint(group)
+                self._checkpoint(group)
             if diagnoses or keeps:
                 self.task.load_state(group.state())
             result = group.run(iteration, items, costs)
@@ -202,14 +226,18 @@ class _Run:
         self._log("iteration", **step, shots_per_s=shots / result.seconds)
         return step
 
-    def checkpoint(self, group: Group) -> None:
-        """Write the state between iterations, unless it is on disk already."""
-        if self.saved[0] != self.done:
-            self._save(group.state())
+    def keep(self, group: Group) -> bool:
+        """Leave a checkpoint of this moment; False when the group was lost with it and the run went back."""
+        try:
+            self._checkpoint(group)
+        except GroupLost as error:
+            self._go_back(group, str(error))
+            return False
+        return True
 
     def finish(self) -> Outcome:
         """Judge the run, write its results and mark it done."""
-        self.task.load_state(self.saved[2])
+        self.task.load_state(self.saved.state)
         model = self.task.model()
         self._snapshot(self.done)
         self._diagnose(self.done, None)
@@ -243,32 +271,40 @@ class _Run:
     def _reference_is_now(self) -> None:
         self.reference = {name: value.numpy() for name, value in reference_state(self.task.parameterisation).items()}
 
+    def _checkpoint(self, group: Group) -> None:
+        """Write the state between iterations, unless it is on disk already."""
+        if self.saved.done != self.done:
+            self._save(group.state())
+
     def _save(self, state: State) -> None:
         tensors = {f"{_STATE}{name}": value for name, value in state.items()}
         tensors |= {f"{_REFERENCE}{name}": value for name, value in self.reference.items()}
         meta: dict[str, Any] = {"exponent": self.exponent, "seconds": self.seconds}
         if self.misfits:
             meta["score"] = self.misfits[-1]
+        if self.best is not None:
+            meta["best_score"], tensors[_BEST] = self.best
         path = checkpoints.save(self.folder.checkpoints, self.done, tensors, meta)
-        self.saved = (self.done, self.exponent, state)
+        self.saved = _Saved(self.done, self.exponent, state, self.best)
         self.folder.event("checkpoint", iteration=self.done - 1, path=str(path.relative_to(self.folder.path)))
 
-    def _forget_after(self, done: int) -> None:
-        """Take the logs back to where `done` iterations count."""
-        self.folder.truncate_events_after(done - 1)
-        self.folder.results.truncate_history_after(done - 1)
+    def _back_to_saved(self) -> None:
+        """Take replica, histories and logs back to the last checkpoint; a course that was left leaves no trace."""
+        saved = self.saved
+        self.done, self.exponent, self.best = saved.done, saved.exponent, saved.best
+        self.task.load_state(saved.state)
+        self.folder.truncate_events_after(self.done - 1)
+        self.folder.results.truncate_history_after(self.done - 1)
+        self.view.start_again()
         events = self.folder.events()
         self.misfits = [event["misfit"] for event in events if event["kind"] == "iteration"]
         self.diagnosed = [event for event in events if event["kind"] == "diagnostics"]
-        self.best = None
 
     def _go_back(self, group: Group, why: str) -> None:
         """Every worker with the run's state is gone: fresh ones take up the last checkpoint."""
-        self.done, self.exponent = self.saved[0], self.saved[1]
-        self.folder.event("rewind", iteration=self.done, sentence=why)
-        self.say(f"{why} Going on after iteration {self.done}.")
-        self._forget_after(self.done)
-        self.task.load_state(self.saved[2])
+        self.folder.event("rewind", iteration=self.saved.done, sentence=why)
+        self.say(f"{why} Going on after iteration {self.saved.done}.")
+        self._back_to_saved()
         self.give_state(group)
 
     def _misfit(self, result: IterationResult) -> float:
