@@ -3,10 +3,10 @@
     python benchmarks/marmousi.py run --model marmousi_vp_dz12m.npy --runs runs/marmousi
     python benchmarks/marmousi.py collect --runs runs/marmousi
 
-Every case is a run of the recipes `marmousi_smooth` and `marmousi_linear` with the changes that `AFFORDABLE` lists, which
-make a run a matter of minutes on one core: random batches of four shots, and time steps that need no splitting. `run`
-starts one process per core and skips runs that are finished, so it can be called again after an interruption. `collect`
-prints the table and writes JSON and a figure to benchmarks/results.
+Every case is a run of the recipes `marmousi_smooth` and `marmousi_linear` with the changes that `AFFORDABLE` lists,
+which make a run a matter of minutes on one core: random batches of four shots, and time steps that need no splitting.
+`run` starts one process per core and skips runs that are finished, so it can be called again after an interruption.
+`collect` prints the table and writes JSON and figures to benchmarks/results.
 """
 
 from __future__ import annotations
