@@ -34,6 +34,7 @@ AFFORDABLE = (
     "survey.samples=1267",
     "model.bounds_mps=[1400.0, 5500.0]",
     "inversion.shots_per_iteration=4",
+    "inversion.diagnostics_every=20",
     "cluster.workers=0",
 )
 RESULTS = Path(__file__).parent / "results"
@@ -225,7 +226,7 @@ def main() -> None:
     verb = verbs.add_parser("run", help="run every case")
     verb.add_argument("--model", type=Path, required=True, help="the whole Marmousi velocity model")
     verb.add_argument("--runs", type=Path, default=Path("runs/marmousi"), help="where the run folders go")
-    verb.add_argument("--iterations", type=int, default=400)
+    verb.add_argument("--iterations", type=int, default=300)
     verb.set_defaults(call=run)
     verb = verbs.add_parser("collect", help="print the table, write JSON and figures")
     verb.add_argument("--runs", type=Path, default=Path("runs/marmousi"))
