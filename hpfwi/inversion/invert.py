@@ -157,6 +157,7 @@ class _Run:
         """Take up the last good checkpoint; False where the run stopped before it had one."""
         found = checkpoints.load_latest(self.folder.checkpoints)
         if found is None:
+            self._forget_after(0)
             return False
         for sentence in found.skipped:
             self.say(sentence)
@@ -289,16 +290,20 @@ class _Run:
         self.folder.event("checkpoint", iteration=self.done - 1, path=str(path.relative_to(self.folder.path)))
 
     def _back_to_saved(self) -> None:
-        """Take replica, histories and logs back to the last checkpoint; a course that was left leaves no trace."""
+        """Take everything back to the last checkpoint; a course that was left leaves no trace."""
         saved = self.saved
         self.done, self.exponent, self.best = saved.done, saved.exponent, saved.best
         self.task.load_state(saved.state)
-        self.folder.truncate_events_after(self.done - 1)
-        self.folder.results.truncate_history_after(self.done - 1)
-        self.view.start_again()
+        self._forget_after(self.done)
         events = self.folder.events()
         self.misfits = [event["misfit"] for event in events if event["kind"] == "iteration"]
         self.diagnosed = [event for event in events if event["kind"] == "diagnostics"]
+
+    def _forget_after(self, done: int) -> None:
+        """Take log, history and TensorBoard back to where `done` iterations count."""
+        self.folder.truncate_events_after(done - 1)
+        self.folder.results.truncate_history_after(done - 1)
+        self.view.start_again()
 
     def _go_back(self, group: Group, why: str) -> None:
         """Every worker with the run's state is gone: fresh ones take up the last checkpoint."""
