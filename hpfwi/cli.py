@@ -98,9 +98,8 @@ def _verb(function: Callable[..., None]) -> Callable[..., None]:
 
 def _said(error: BaseException) -> tuple[str, int]:
     """What to print for an error, and the exit code of its kind."""
-    from hpfwi_kernels.errors import KernelError
-
     from hpfwi.parallel import ClusterError
+    from hpfwi_kernels.errors import KernelError
 
     text = " ".join(str(error).split())
     if isinstance(error, HpfwiError):

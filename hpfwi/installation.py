@@ -66,6 +66,7 @@ def checks(*, with_ray: bool) -> Iterator[Result]:
 def _kernel() -> str:
     """The propagator is linear in the wavelet, so its backward pass there must be the exact adjoint."""
     import torch
+
     from hpfwi_kernels.acoustic import Scheme, on_grid, propagate
 
     generator = torch.Generator().manual_seed(0)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from hpfwi_cluster import ClusterSettings, Group, ItemResult, IterationResult, State, make_group
 from hpfwi_cluster.errors import ClusterError, GroupLost
 

@@ -14,9 +14,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from hpfwi_kernels.acoustic import Points, Scheme, off_grid, propagate
-from hpfwi_kernels.buffers import Pool
-from hpfwi_kernels.stability import courant_limit, courant_number, require_stable, substeps_needed
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -25,6 +22,9 @@ from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import EarthModel
 from hpfwi.physics.source import ENERGY_SHARE, highest_frequency_hz, peak_frequency_hz
 from hpfwi.physics.survey import Survey
+from hpfwi_kernels.acoustic import Points, Scheme, off_grid, propagate
+from hpfwi_kernels.buffers import Pool
+from hpfwi_kernels.stability import courant_limit, courant_number, require_stable, substeps_needed
 
 POINTS_PER_WAVELENGTH = {2: 28.7, 4: 8.0, 6: 5.3, 8: 4.3}
 """By spatial order: grid points per wavelength at which a plane wave along an axis travels 0.2 % too slowly, from the

@@ -12,8 +12,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hpfwi_cluster.errors import StartFailed
-from hpfwi_kernels.errors import StabilityError
 from typer.testing import CliRunner, Result
 
 from hpfwi import cli
@@ -21,6 +19,8 @@ from hpfwi.config import RunConfig, load_config
 from hpfwi.errors import DataError, NumericsError, Stopped
 from hpfwi.run_folder import RunFolder
 from hpfwi.stop import Stop
+from hpfwi_cluster.errors import StartFailed
+from hpfwi_kernels.errors import StabilityError
 
 TOY = "[model]\nshape = [24, 40]\n[survey]\nshots = 2\nsamples = 60\n[source]\ndelay_s = 0.05\n[data]\nrefine = 1\n"
 VERBS = ["demo", "invert", "resume", "simulate", "plan", "config", "env", "check", "report"]

@@ -4,8 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hpfwi_kernels.errors import StabilityError
-from hpfwi_kernels.stencils import second_derivative
 from pydantic import ValidationError
 
 from hpfwi.errors import ConfigError, DataError
@@ -22,6 +20,8 @@ from hpfwi.physics.modelling import (
 from hpfwi.physics.source import SourceSettings, build_wavelet
 from hpfwi.physics.survey import Survey, SurveySettings, build_survey
 from hpfwi.synthetic.velocity import procedural_marmousi_like
+from hpfwi_kernels.errors import StabilityError
+from hpfwi_kernels.stencils import second_derivative
 
 GRID = Grid((40, 60), (15.0, 15.0))
 SURVEY = build_survey(SurveySettings(shots=3, receivers=12, dt_s=0.002, samples=250), GRID)
