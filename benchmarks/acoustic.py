@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from hpfwi_kernels.acoustic import Scheme
 from numpy.typing import NDArray
+
+from hpfwi_kernels.acoustic import Scheme
 
 if TYPE_CHECKING:
     from benchmarks import peers

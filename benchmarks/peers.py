@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from hpfwi_kernels.acoustic import Scheme, on_grid, propagate
 from hpfwi_kernels.buffers import Pool
-from numpy.typing import NDArray
 
 PACKAGES = ("deepwave", "torch", "numba", "numpy")
 

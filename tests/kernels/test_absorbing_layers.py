@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from hpfwi_kernels.absorbing import cpml_profiles, sponge_damping
 from hpfwi_kernels.acoustic import Scheme, off_grid, on_grid
-from numpy.typing import NDArray
 
 VELOCITY_MPS = 2000.0
 SPACING_M = 10.0

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hpfwi_kernels.acoustic import Points, Scheme, off_grid, on_grid
 from numpy.typing import NDArray
+
+from hpfwi_kernels.acoustic import Points, Scheme, off_grid, on_grid
 
 SHAPE = (15, 18)
 DT_S = 1.6e-3

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hpfwi_kernels.acoustic import Scheme, on_grid
 from numpy.typing import NDArray
 from scipy.special import hankel2
+
+from hpfwi_kernels.acoustic import Scheme, on_grid
 
 VELOCITY_MPS = 2000.0
 PEAK_HZ = 10.0

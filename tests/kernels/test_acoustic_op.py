@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from hpfwi_kernels.acoustic import Scheme, cpu, off_grid, propagate
 from hpfwi_kernels.errors import ModelError
-from torch import Tensor
 
 SHAPE = (6, 7)
 SAMPLES = 30

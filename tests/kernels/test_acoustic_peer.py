@@ -13,8 +13,9 @@ import deepwave
 import numpy as np
 import pytest
 import torch
-from hpfwi_kernels.acoustic import Points, Scheme, off_grid
 from numpy.typing import NDArray
+
+from hpfwi_kernels.acoustic import Points, Scheme, off_grid
 
 PEAK_HZ = 20.0
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-11}

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hpfwi_kernels.acoustic import Points, Scheme, off_grid
 from numpy.typing import NDArray
+
+from hpfwi_kernels.acoustic import Points, Scheme, off_grid
 
 SHAPE = (33, 41)
 DT_S = 1.5e-3

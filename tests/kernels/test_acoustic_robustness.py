@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from hpfwi_kernels.acoustic import Points, Scheme, off_grid, on_grid
 from hpfwi_kernels.buffers import Pool
 from hpfwi_kernels.errors import GeometryError, KernelError, ModelError, StabilityError
 from hpfwi_kernels.stability import courant_limit, largest_stable_dt, substeps_needed
-from numpy.typing import NDArray
 
 SHAPE = (17, 23)
 SHOTS = 5

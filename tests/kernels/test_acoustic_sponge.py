@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hpfwi_kernels.acoustic import Scheme, on_grid
 from numpy.typing import NDArray
+
+from hpfwi_kernels.acoustic import Scheme, on_grid
 
 SPACING_M = 10.0
 DT_S = 1e-3

@@ -12,6 +12,7 @@ import llvmlite.binding
 import numba
 import numpy as np
 import pytest
+
 from hpfwi_kernels import compiling
 from hpfwi_kernels.acoustic import Scheme, loops, on_grid
 

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hpfwi_kernels.acoustic import Points, Scheme, off_grid, on_grid
-from hpfwi_kernels.errors import GeometryError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from hpfwi_kernels.acoustic import Points, Scheme, off_grid, on_grid
+from hpfwi_kernels.errors import GeometryError
 
 SHAPE = (24, 31)
 DT_S = 1.5e-3
