@@ -1,7 +1,7 @@
 """Does an inversion remove local errors of its starting model, and does the way the start enters matter?
 
-Five patches are planted in a smooth start: two checkerboards of ±10 % with a period of 4 cells, a false fast and a false
-slow reflector of 15 %, and a block of the true geology that sits too low on one side of a made-up fault. Adding a
+Five patches are planted in a smooth start: two checkerboards of ±10 % with a period of 4 cells, a false fast and a
+false slow reflector of 15 %, and a block of the true geology that sits too low on one side of a made-up fault. Adding a
 network to the start keeps the patches until the data remove them; fitting a network to it first may lose some of them
 on the way. Both are run on the same data, with the same seeds, and the table gives for every run
 
@@ -44,28 +44,30 @@ CENTRES = {
 Field = NDArray[np.float64]
 
 
-def plant(true: Field, smooth: Field, radius: float) -> tuple[dict[str, Field], NDArray[np.bool_]]:
-    """Errors to add to a smooth model, [z, x] in m/s by kind, and the cells within `radius` cells of a centre.
+def plant(true: Field, smooth: Field, radius: float) -> tuple[Field, dict[str, Field], NDArray[np.bool_]]:
+    """The start, [z, x] in m/s; by kind what tells its patches from the true model; cells within `radius` of a centre.
 
-    The errors have a Gaussian window that has fallen to 14 % at the radius.
+    Patches are seen through Gaussian windows that have fallen to 14 % at the radius, which is in cells.
     """
     rows, columns = np.indices(true.shape)
+    start, patterns = smooth.copy(), {kind: np.zeros(true.shape) for kind in CENTRES}
     inside = np.zeros(true.shape, dtype=bool)
-    planted = {kind: np.zeros(true.shape) for kind in CENTRES}
     throw = max(2, round(0.4 * radius))
     dropped = np.concatenate([np.repeat(true[:1], throw, axis=0), true[:-throw]])
     for kind, centres in CENTRES.items():
         for number, (depth, distance) in enumerate(centres):
             down, along = rows - round(depth * true.shape[0]), columns - round(distance * true.shape[1])
             if kind == "checkerboard":
-                error = 0.10 * np.where((rows // 2 + columns // 2) % 2, -1.0, 1.0) * smooth
+                error = pattern = 0.10 * np.where((rows // 2 + columns // 2) % 2, -1.0, 1.0) * smooth
             elif kind == "reflector":  # three cells thick, dipping by one cell in five
-                error = (0.15, -0.15)[number] * np.where(np.abs(down - along // 5) <= 1, smooth, 0.0)
-            else:
-                error = np.where(along > 0, dropped - smooth, 0.0)
+                error = pattern = (0.15, -0.15)[number] * np.where(np.abs(down - along // 5) <= 1, smooth, 0.0)
+            else:  # right geology at the wrong depth: wrong in the difference to what belongs there
+                error, pattern = (np.where(along > 0, dropped - place, 0.0) for place in (smooth, true))
+            window = np.exp(-2.0 * (down**2 + along**2) / radius**2)
+            start += window * error
+            patterns[kind] += window * pattern
             inside |= down**2 + along**2 < radius**2
-            planted[kind] += error * np.exp(-2.0 * (down**2 + along**2) / radius**2)
-    return planted, inside
+    return start, patterns, inside
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,13 @@ def invert_once(config: RunConfig) -> Path:
 
 
 def judge(
-    config: RunConfig, true: Field, start: Field, planted: dict[str, Field], inside: NDArray[np.bool_]
+    config: RunConfig, true: Field, start: Field, patterns: dict[str, Field], inside: NDArray[np.bool_]
 ) -> Outcome:
     """Run, and compare the models that were kept with the true one."""
     results = zarr.open_group(invert_once(config) / "results.zarr", mode="r")
     wrong = np.concatenate([start[None], results["model/history"][:]]) - true  # type: ignore[index]
     errors = [np.mean(wrong[:, where] ** 2, axis=1) * 1e-6 for where in (inside, ~inside)]
-    left = [float(np.sum(wrong[-1] * patch) / np.sum(wrong[0] * patch)) for patch in planted.values()]
+    left = [float(np.sum(wrong[-1] * pattern) / np.sum(wrong[0] * pattern)) for pattern in patterns.values()]
     iterations = results["model/history_iteration"][:].tolist()  # type: ignore[index, union-attr]
     kind, seed = config.inversion.parameterisation.kind, config.inversion.seed
     return Outcome(kind, seed, iterations, errors[0].tolist(), errors[1].tolist(), left)
@@ -152,8 +154,8 @@ def main(arguments: Sequence[str]) -> int:
     if models.true is None:
         parser.error("patches are planted in a smoothed copy of the true model: name one with --model")
     true, smooth = models.true.velocity.astype(np.float64), models.initial.velocity.astype(np.float64)
-    planted, inside = plant(true, smooth, options.radius)
-    start = np.clip(smooth + sum(planted.values()), *(config.model.clip_mps or config.model.bounds_mps))
+    start, patterns, inside = plant(true, smooth, options.radius)
+    start = np.clip(start, *(config.model.clip_mps or config.model.bounds_mps))
     options.runs.mkdir(parents=True, exist_ok=True)
     # A name of its own for every start, so that another start is another configuration.
     path = options.runs / f"start-{hashlib.sha256(start.tobytes()).hexdigest()[:8]}.npy"
@@ -164,7 +166,7 @@ def main(arguments: Sequence[str]) -> int:
         for method in METHODS:
             case = [f"name={method}-{seed}", f"inversion.seed={seed}", f"inversion.parameterisation.kind={method}"]
             config, _ = load_config(options.recipe, [*common, f"model.initial={path}", *case])
-            outcomes.append(judge(config, true, start, planted, inside))
+            outcomes.append(judge(config, true, start, patterns, inside))
     print("                error inside, (km/s)²  removed: inside, and outside  left of each kind")
     print("method    seed     start       end  stage 1      end      end  " + "  ".join(CENTRES))
     for outcome in outcomes:
