@@ -240,7 +240,7 @@ def main() -> None:
     verb.add_argument("--runs", type=Path, default=Path("runs/marmousi"), help="where the run folders go")
     verb.add_argument("--iterations", type=int, default=300)
     verb.add_argument(
-        "--refine", type=int, default=1, help="cells of the data's simulation are this many times smaller"
+        "--refine", type=int, default=1, help="how much finer the cells behind the data are"
     )
     verb.set_defaults(call=run)
     verb = verbs.add_parser("collect", help="print the table, write JSON and figures")
