@@ -27,7 +27,7 @@ from hpfwi.run_folder import is_done, read_events
 
 STARTS = ("smooth", "linear")
 SIGMA_CELLS = 10.0
-"""Of the smooth start. From 20 cells the outcome is decided by cycle skipping in the first iterations and turns with small
+"""Of the smooth start. From 20 cells cycle skipping in the first iterations decides the outcome, which turns with small
 changes of the data; from 10 cells pixel FWI, the control, converges."""
 SEEDED = ("pretrain", "s-denorm")
 SINGLE = ("pixel", "a-denorm-joint", "a-denorm-recentre", "a-denorm-moving-mean", "pretrain-1000")
@@ -175,13 +175,14 @@ def collect(arguments: argparse.Namespace) -> None:
                 f"{median('mse_deep_end'):8.4f}  {median('seconds'):7.0f}  {'' if paper is None else paper}"
             )
     RESULTS.mkdir(exist_ok=True)
+    facts = environment()
     table = {
         "commands": [
             "python benchmarks/marmousi.py run --model PATH --runs RUNS",
             "python benchmarks/marmousi.py collect --runs RUNS",
         ],
         "changes_to_the_recipes": AFFORDABLE,
-        "environment": environment(),
+        "environment": {name: facts[name] for name in ("python", "packages", "platform", "processor", "cores")},
         "runs": {name_of(case): values for case, values in found.items()},
     }
     (RESULTS / f"{arguments.label}.json").write_text(json.dumps(table, indent=1) + "\n")
