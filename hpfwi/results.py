@@ -3,6 +3,8 @@
     model/true, model/initial, model/inverted, model/best    float32[z, x], m/s
     model/history                                            float32[record, z, x], m/s; its iterations beside it
     gathers/observed, gathers/initial, gathers/predicted     float32[k, receiver, time] of the shots in gathers/shots
+    gathers/receivers_m                                      float64[k, receiver, 2] (z, x), NaN = absent
+    survey/sources_m, survey/receivers_m                     float64[n, 2] (z, x): every position, once
     attributes of the root                                   name, spacing_m, origin_m (z, x), dt_s, observed_rms
 
 Checkpoints are what a run goes on from; everything here can be computed again.
@@ -13,11 +15,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hpfwi.errors import DataError
+
+if TYPE_CHECKING:
+    from hpfwi.physics.survey import Survey
 
 HISTORY_CHUNK = 4096
 """Records per chunk of model/history_iteration: one chunk for any run that ends."""
@@ -61,6 +66,13 @@ class Results:
         with _disk(self.path):
             self._put("gathers/shots", np.asarray(shots, np.int64))
 
+    def positions(self, survey: Survey, shots: Sequence[int]) -> None:
+        """Store where the sources and receivers of the survey are, and the receivers of the shots in gathers/shots."""
+        with _disk(self.path):
+            self._put("gathers/receivers_m", survey.receivers_m[list(shots)])
+            self._put("survey/sources_m", _distinct(survey.sources_m))
+            self._put("survey/receivers_m", _distinct(survey.receivers_m))
+
     def append_history(self, iteration: int, velocity: np.ndarray) -> None:
         """Add the model [z, x] in m/s of `iteration` to the history, dropping records of that iteration and later ones.
 
@@ -101,6 +113,12 @@ class Results:
             root.create_array("model/history", shape=(0, *shape), chunks=chunks, dtype="float32", overwrite=True)
             root.create_array("model/history_iteration", shape=(0,), chunks=(HISTORY_CHUNK,), dtype="int64")
         return root["model/history"], root["model/history_iteration"]
+
+
+def _distinct(positions_m: np.ndarray) -> np.ndarray:
+    """float64[n, 2]: the positions [shot, point, 2] without absent ones and repetitions, in a fixed order."""
+    flat = positions_m.reshape(-1, 2)
+    return np.unique(flat[np.isfinite(flat).all(axis=1)], axis=0)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from hpfwi.figures import curves, diagnostics, gathers, sections, style
+from hpfwi.figures import curves, diagnostics, gathers, overview, sections, style
 from hpfwi.figures.record import RunRecord
 from hpfwi.figures.style import Picture
 
 # The order of the report.
 FIGURES = (
+    overview.overview,
     sections.models,
     curves.curves,
     gathers.gathers,

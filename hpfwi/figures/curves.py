@@ -47,9 +47,17 @@ def _log_scale(axes: Any, values: np.ndarray) -> None:
     """A logarithmic axis where all values are positive, with numbers on minor ticks over a short range."""
     from matplotlib.ticker import LogFormatterSciNotation
 
+    class Plain(LogFormatterSciNotation):
+        """Its choice of ticks, their numbers without powers of ten."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
     if len(values) and values.min() > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(1.5, 0.7)))
+        formatter = Plain if values.min() >= 1e-3 and values.max() < 1e4 else LogFormatterSciNotation
+        axes.yaxis.set_major_formatter(formatter())
+        axes.yaxis.set_minor_formatter(formatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.7)))
         axes.tick_params(axis="y", which="minor", labelsize=7.5)
 
 
@@ -58,7 +66,8 @@ def marker(values: np.ndarray) -> str:
     return "." if len(values) < 30 else ""
 
 
-def _draw_misfit(axes: Any, x: np.ndarray, misfit: np.ndarray, width: int) -> None:
+def draw_misfit(axes: Any, x: np.ndarray, misfit: np.ndarray, width: int) -> None:
+    """Draw the misfit over x; where each pass takes `width` iterations, its running median stands out."""
     if width > 1 and len(misfit) > width:
         axes.plot(x, misfit, color=style.SKY, linewidth=0.8, alpha=0.7, label="each iteration")
         axes.plot(x, running_median(misfit, width), color=style.BLUE, label=f"median of {width}")
@@ -79,13 +88,13 @@ def curves(record: RunRecord) -> style.Picture | None:
     figure = style.new_figure(3.1 * rows)
     grid = figure.subplots(rows, 2, squeeze=False)
     width = record.iterations_per_pass
-    _draw_misfit(grid[0, 0], at, misfit, width)
+    draw_misfit(grid[0, 0], at, misfit, width)
     style.line_axes(grid[0, 0], "(a) Misfit against iteration", "iteration", "misfit")
     mark_resumes(grid[0, 0], record)
     grid[0, 0].legend(loc="best")
     timed = [event for event in record.iterations if as_number(event.get("misfit")) is not None]
     times, time_label = _time_axis(computing_hours(timed))
-    _draw_misfit(grid[0, 1], times, misfit, width)
+    draw_misfit(grid[0, 1], times, misfit, width)
     style.line_axes(grid[0, 1], "(b) Misfit against time", time_label, "misfit")
     if rows == 2:
         _draw_metric(grid[1, 0], record, "mse_kmps2", "(c) Model error", "MSE, (km/s)²", best=np.argmin)

@@ -1,7 +1,8 @@
 """Figures of the diagnostics: spectra of the model, plasticity of the network, and the other scalars."""
 
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,28 @@ _DRAWN_ELSEWHERE = frozenset(
     {"kind", "time", "iteration", "model/wanted_rms_mps"} | {*HALVES["mse_kmps2"], *HALVES["ssim"]}
 )
 _SPECTRA = "spectra/"
+# Panels whose scalar's name does not say what it is.
+_TITLES = {
+    "plasticity: cosine": "weights: cosine to their start",
+    "plasticity: travel": "weights: distance from their start",
+    "plasticity: inactive share": "share of units that hardly moved",
+    "plasticity: dormant share activation": "share of units dormant by activation",
+    "plasticity: dormant share gradient": "share of units dormant by gradient",
+    "plasticity: linearised share": "share of units in the linear range",
+    "plasticity: feature rank": "effective rank of the features",
+    "plasticity: kernel rank": "effective rank of the tangent kernel",
+    "plasticity: gradient conflict": "cosine of the pulls of waves and start",
+    "model: bound share": "share of cells at the bounds",
+    "model: update RMS (m/s)": "update of the model, RMS (m/s)",
+    "model: gradient RMS": "gradient, RMS",
+    "skipped share": "share of cycle-skipped traces",
+}
 _MOST_PANELS = 15
 _MOST_LINES = 8
 _MEASURES = {
     "error": ("Band error", "error relative to start"),
-    "coherence": ("Coherence with the true update", "coherence"),
-    "amplitude": ("Amplitude ratio to the true update", "amplitude ratio"),
+    "coherence": ("Coherence", "coherence with the true update"),
+    "amplitude": ("Amplitude ratio", "ratio to the true update"),
     "update_share": ("Share of the update in each band", "share"),
     "": ("Other spectral measures", "value"),
 }
@@ -46,63 +63,71 @@ def _spectral_measure(key: str) -> tuple[str, str]:
 
 
 def spectra(record: RunRecord) -> style.Picture | None:
-    """Band error, coherence and amplitude ratio per wavenumber band against iteration."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    """Band error, coherence and amplitude ratio per wavenumber band against iteration, a row for each half drawn."""
+    found: dict[tuple[bool, str], list[tuple[str, str]]] = {}
     for key in _keys(record.diagnostics):
         if key.startswith(_SPECTRA):
             measure, label = _spectral_measure(key)
-            found.setdefault(measure, []).append((key, label))
+            found.setdefault(("deep half" in label, measure), []).append((key, label.removesuffix(", deep half")))
     if not found:
         return None
-    shown = [measure for measure in _MEASURES if measure in found]
-    figure = style.new_figure(4.0)
-    for place, (axes, measure) in enumerate(zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True)):
-        title, label = _MEASURES[measure]
-        _draw_bands(axes, record, found[measure])
+    shown = [measure for measure in _MEASURES if any(measure == other for _, other in found)]
+    halves = sorted({deep for deep, _ in found})
+    names = _band_names(record)
+    figure = style.new_figure(2.9 * len(halves) + 0.6)
+    grid = figure.subplots(len(halves), len(shown), squeeze=False, sharex=True, sharey="col")
+    for place, (deep, measure) in enumerate((deep, measure) for deep in halves for measure in shown):
+        axes, (title, label) = grid.ravel()[place], _MEASURES[measure]
+        _draw_bands(axes, record, found.get((deep, measure), []), names)
         if measure in ("error", "amplitude", "coherence"):
             axes.axhline(1.0, color=style.GREY, linewidth=0.8, zorder=1)
-        style.line_axes(axes, f"{style.letter(place)} {title}", "iteration", label)
+        where = ", deep half" if deep else ""
+        style.line_axes(
+            axes, f"{style.letter(place)} {title}{where}", "iteration" if deep is halves[-1] else None, label
+        )
         mark_resumes(axes, record)
-    _band_legend(figure)
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    labels = [label for label in lines if not label.startswith("_")]
+    figure.legend([lines[label] for label in labels], labels, loc="outside lower center", ncols=min(len(labels), 6))
+    measures = ", ".join(_MEASURES[measure][0].lower() for measure in shown)
     return style.Picture(
         "spectra.png",
         figure,
         "Spectra of the model",
-        "Bands of wavenumber, from the longest wavelengths (dark) to the shortest (bright)"
-        + ("; dashed: the deep half. " if any("deep" in key for pairs in found.values() for key, _ in pairs) else ". ")
+        "Bands of wavelength, from the longest (dark) to the shortest (bright). "
         + (
             "A band is being recovered when its error falls below 1 and its coherence rises to 1; amplitude without "
-            "coherence is noise. Long wavelengths are normally recovered first."
-            if "error" in found
+            "coherence is noise. A smooth start already holds the longest wavelengths: their error, a share of almost "
+            "nothing, may grow."
+            if "error" in shown
             else "Without a true model they only say which wavelengths the run has put into the model so far."
         ),
-        f"Curves of {', '.join(_MEASURES[measure][0].lower() for measure in shown)} against iteration, one per band.",
+        f"Curves of {measures} against iteration, one per band.",
     )
 
 
-def _band_legend(figure: Any) -> None:
-    """One legend below all panels: a row for the whole model, a row for its deep half."""
-    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
-    labels = [label for label in lines if not label.startswith("_")]
-    deep = [label for label in labels if "deep" in label]
-    whole = [label for label in labels if "deep" not in label]
-    columns = max(len(whole), len(deep), 1)
-    ordered = [label for pair in zip(whole, deep, strict=True) for label in pair] if len(whole) == len(deep) else labels
-    handles = [lines[label] for label in ordered]
-    figure.legend(handles, ordered, loc="outside lower center", ncols=min(columns, 6), handlelength=2.6)
+def _band_names(record: RunRecord) -> dict[str, str]:
+    """ "band 0" and so on in metres of wavelength, as far as the run says what wavelength the bands are made from."""
+    from hpfwi.inversion.spectra import band_edges  # here, because it takes SciPy's signal processing along
+
+    initial = None if record.results is None else record.results.model("initial")
+    peaks = [as_number(event.get("value")) for event in record.of_kind("derived") if event.get("name") == "peak_hz"]
+    if initial is None or not peaks or not peaks[-1]:
+        return {}
+    edges_m = [f"{float(f'{1.0 / edge:.3g}'):g}" for edge in band_edges(float(initial.mean()) / peaks[-1])]
+    inner = [f"{low} to {high} m" for high, low in itertools.pairwise(edges_m)]
+    names = [f"above {edges_m[0]} m", *inner, f"below {edges_m[-1]} m"]
+    return {f"band {number}": name for number, name in enumerate(names)}
 
 
-def _draw_bands(axes: Any, record: RunRecord, keys: Sequence[tuple[str, str]]) -> None:
-    """One curve per band, dark to bright; curves of the deep half are dashed in the same colours."""
+def _draw_bands(axes: Any, record: RunRecord, keys: Sequence[tuple[str, str]], names: Mapping[str, str]) -> None:
+    """One curve per band, dark to bright."""
     import matplotlib
 
-    whole = [pair for pair in keys if "deep" not in pair[1]]
-    deep = [pair for pair in keys if "deep" in pair[1]]
-    for group, linestyle in ((whole, "-"), (deep, (0, (4, 1.5)))):
-        shades = matplotlib.colormaps["plasma"](np.linspace(0.0, 0.85, max(len(group), 2)))
-        for (key, label), colour in zip(group, shades, strict=False):
-            at, values = series(record.diagnostics, key)
-            axes.plot(at, values, color=colour, linestyle=linestyle, label=label, marker=marker(at))
+    shades = matplotlib.colormaps["plasma"](np.linspace(0.0, 0.85, max(len(keys), 2)))
+    for (key, label), colour in zip(keys, shades, strict=False):
+        at, values = series(record.diagnostics, key)
+        axes.plot(at, values, color=colour, label=names.get(label, label), marker=marker(at))
 
 
 def _with_unit(name: str) -> str:
@@ -160,7 +185,9 @@ def diagnostics(record: RunRecord) -> style.Picture | None:
         for (key, label), colour in zip(lines[:_MOST_LINES], [*style.CYCLE, style.GREY], strict=False):
             at, values = series(record.diagnostics, key)
             axes.plot(at, values, color=colour, label=label, marker=marker(at), linewidth=1.2)
-        style.line_axes(axes, f"{style.letter(place)} {name}", None, "")
+        style.line_axes(axes, f"{style.letter(place)} {_TITLES.get(name, name)}", None, "")
+        if "share" in name:
+            axes.set_ylim(bottom=0.0, top=None if any(line.get_ydata().any() for line in axes.lines) else 0.01)
         axes.tick_params(labelbottom=place + columns >= len(shown))
         if len(lines) > 1:
             axes.legend(loc="best", fontsize=7, ncols=2 if len(lines) > 4 else 1, handlelength=1.2)
@@ -174,5 +201,5 @@ def diagnostics(record: RunRecord) -> style.Picture | None:
         "Plasticity of the network and other measures. Compare methods at equal iterations rather than with an "
         "absolute limit: growing shares of dormant or inactive units, a falling effective rank and parameters that "
         "hardly travel mean that the network has stopped learning." + more,
-        "Small panels against iteration: " + ", ".join(name for name, _ in shown) + ".",
+        "Small panels against iteration: " + ", ".join(_TITLES.get(name, name) for name, _ in shown) + ".",
     )

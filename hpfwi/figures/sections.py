@@ -11,6 +11,8 @@ from hpfwi.figures.record import RunRecord, StoredResults
 
 MPS_TO_KMPS = 1e-3
 _HISTORY_ROWS = 4
+# More sources or receivers than these become dots: their markers would hide each other.
+_MOST_MARKERS = 60
 _PROFILE_POSITIONS = (0.2, 0.4, 0.6, 0.8)
 # Sections at least this many times as wide as deep are stacked in columns, others are set side by side.
 _WIDE_RATIO = 1.7
@@ -35,7 +37,8 @@ def in_kmps(results: StoredResults | None, name: str) -> np.ndarray | None:
     return None if model is None else model * MPS_TO_KMPS
 
 
-def _frame(results: StoredResults, model: np.ndarray) -> style.Frame:
+def frame_of_results(results: StoredResults, model: np.ndarray) -> style.Frame:
+    """The axes of the models [z, x] of a run."""
     rows, columns = model.shape
     return style.frame_of((rows, columns), results.spacing_m, results.origin_m)
 
@@ -100,6 +103,32 @@ def _draw_groups(
     return figure
 
 
+def draw_positions(axes: Any, results: StoredResults, frame: style.Frame) -> None:
+    """Mark sources and receivers on a section, with their legend on its title line; nothing where none are stored."""
+    for name, look in (
+        ("receivers", {"marker": "v", "markersize": 3.0, "color": style.SKY}),
+        ("sources", {"marker": "*", "markersize": 8.0, "color": style.VERMILION}),
+    ):
+        stored = results.array(f"survey/{name}_m")
+        if stored is None:
+            continue
+        depths, distances = np.asarray(stored[:], dtype=np.float64).T * frame.per_metre
+        label = f"{len(depths)} {name if len(depths) != 1 else name.removesuffix('s')}"
+        crowded = {"markersize": 2.5, "marker": "."} if len(depths) > _MOST_MARKERS else {}
+        axes.plot(distances, depths, linestyle="none", label=label, clip_on=False, **{**look, **crowded})
+    if axes.lines:
+        axes.legend(
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=2,
+            borderaxespad=0.1,
+            borderpad=0.0,
+            handletextpad=0.1,
+            columnspacing=1.0,
+            numpoints=1,
+        )
+
+
 def models(record: RunRecord) -> style.Picture | None:
     """The models side by side with their errors; without a true model, the update takes the errors' place."""
     results = record.results
@@ -118,7 +147,9 @@ def models(record: RunRecord) -> style.Picture | None:
         if inverted is not None:
             differences.append(_Panel(f"Inverted − true{_error(inverted, true)}", inverted - true))
     limits = style.velocity_limits(*([true] if true is not None else [initial, inverted]))
-    figure = _draw_groups(_frame(results, initial), velocities, differences, limits=limits, label="difference (km/s)")
+    frame = frame_of_results(results, initial)
+    figure = _draw_groups(frame, velocities, differences, limits=limits, label="difference (km/s)")
+    draw_positions(figure.axes[0], results, frame)
     return style.Picture(
         "models.png",
         figure,
@@ -133,7 +164,7 @@ def _after(record: RunRecord) -> str:
 
 
 def _models_caption(has_true: bool, has_inverted: bool) -> str:
-    colours = "All velocity panels share one colour scale, all difference panels another. "
+    colours = "All velocity panels share one colour scale, all difference panels another; in the first, the survey. "
     if not has_inverted:
         return colours + "The run has not stored an inverted model yet."
     if not has_true:
@@ -157,7 +188,7 @@ def _models_alt(true: np.ndarray | None, initial: np.ndarray, inverted: np.ndarr
 
 
 def _error(model: np.ndarray, true: np.ndarray | None) -> str:
-    return "" if true is None else f", MSE {mean_squared_kmps2(model, true):.3g} (km/s)²"
+    return "" if true is None else f", MSE {mean_squared_kmps2(model, true):#.3g} (km/s)²"
 
 
 def history(record: RunRecord) -> style.Picture | None:
@@ -173,12 +204,12 @@ def history(record: RunRecord) -> style.Picture | None:
     kind = "true" if true is not None else "initial"
     velocities = [_Panel(f"Iteration {iterations[place]}", model) for place, model in zip(chosen, stack, strict=True)]
     differences = [
-        _Panel("Change" if true is None else f"MSE {mean_squared_kmps2(model, true):.3g} (km/s)²", model - reference)
+        _Panel("Change" if true is None else f"MSE {mean_squared_kmps2(model, true):#.3g} (km/s)²", model - reference)
         for model in stack
     ]
     limits = style.velocity_limits(*([true] if true is not None else stack))
     figure = _draw_groups(
-        _frame(results, stack[0]),
+        frame_of_results(results, stack[0]),
         velocities,
         differences,
         limits=limits,
@@ -206,21 +237,14 @@ def profiles(record: RunRecord) -> style.Picture | None:
     initial = in_kmps(results, "initial")
     if results is None or initial is None:
         return None
-    frame = _frame(results, initial)
-    roles = (("true", style.TRUE_LINE), ("initial", style.INITIAL_LINE), ("inverted", style.INVERTED_LINE))
+    frame = frame_of_results(results, initial)
     columns = sorted({round(share * (initial.shape[1] - 1)) for share in _PROFILE_POSITIONS})
-    depths = (results.origin_m[0] + np.arange(initial.shape[0]) * results.spacing_m[0]) * frame.per_metre
     figure = style.new_figure(4.3)
     axes_row = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
     for place, (axes, column) in enumerate(zip(axes_row, columns, strict=True)):
-        for name, line in roles:
-            model = in_kmps(results, name)
-            if model is not None:
-                axes.plot(model[:, column], depths, label=name, **line)
-        distance = (results.origin_m[1] + column * results.spacing_m[1]) * frame.per_metre
-        style.line_axes(axes, f"{style.letter(place)} x = {distance:.3g} {frame.unit}", "velocity (km/s)", "")
+        where = draw_profile(axes, results, column)
+        style.line_axes(axes, f"{style.letter(place)} {where}", "velocity (km/s)", "")
     axes_row[0].set_ylabel(f"depth ({frame.unit})")
-    axes_row[0].set_ylim(depths[-1], depths[0])
     axes_row[0].legend(loc="lower left")
     return style.Picture(
         "profiles.png",
@@ -230,3 +254,24 @@ def profiles(record: RunRecord) -> style.Picture | None:
         "curve falls back to the initial one: below it the data said nothing.",
         f"Velocity against depth at {len(columns)} positions along the line for the models that the run has.",
     )
+
+
+def draw_profile(axes: Any, results: StoredResults, column: int) -> str:
+    """Draw the velocities of the models that the run has along one column, depth down; returns where that is."""
+    where = ""
+    for name, line in (
+        ("true", style.TRUE_LINE),
+        ("initial", style.INITIAL_LINE),
+        ("inverted", style.INVERTED_LINE),
+    ):
+        model = in_kmps(results, name)
+        if model is None:
+            continue
+        frame = frame_of_results(results, model)
+        depths = (results.origin_m[0] + np.arange(model.shape[0]) * results.spacing_m[0]) * frame.per_metre
+        axes.plot(model[:, column], depths, label=name, **line)
+        axes.set_ylim(depths[-1], depths[0])
+        axes.set_ylabel(f"depth ({frame.unit})")
+        distance = (results.origin_m[1] + column * results.spacing_m[1]) * frame.per_metre
+        where = f"x = {distance:.3g} {frame.unit}"
+    return where

@@ -52,6 +52,7 @@ def prepare(
     results.observed_rms(_rms(observed))
     shots = shown_shots(survey.shots)
     results.shots(shots)
+    results.positions(observed.survey, shots)
     results.gathers("observed", observed.read(shots))
     task = open_task(folder.path)
     results.gathers("initial", predicted(task, models.initial, shots, threads=threads))

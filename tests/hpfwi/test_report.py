@@ -13,13 +13,15 @@ import pytest
 import zarr
 
 from hpfwi.errors import DataError
-from hpfwi.figures import FIGURES, sections, style
+from hpfwi.figures import FIGURES, curves, diagnostics, gathers, overview, sections, style
 from hpfwi.figures.record import read_record, series
+from hpfwi.physics.survey import Survey
 from hpfwi.report import render_page, write_report
+from hpfwi.results import Results
 
 SHAPE = (24, 60)
 ITERATIONS = 12
-WITH_ALL = {"models", "curves", "gathers", "profiles", "history", "spectra", "diagnostics", "cluster"}
+WITH_ALL = {"overview", "models", "curves", "gathers", "profiles", "history", "spectra", "diagnostics", "cluster"}
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
@@ -204,7 +206,7 @@ def test_unfinished_run_says_so(tmp_path: Path) -> None:
     with (folder / "events.jsonl").open("a") as stream:
         stream.write('{"kind": "iterat')
     page = words(folder)
-    assert drawable(folder) == WITH_ALL
+    assert drawable(folder) == WITH_ALL - {"overview"}
     assert f"Unfinished: 5 of {ITERATIONS} iterations so far." in page.text
     assert "it may still be running" in page.text
     assert f"hpfwi resume {folder}" in page.text
@@ -292,3 +294,63 @@ def test_resumes_are_placed_by_the_iteration_that_follows(tmp_path: Path) -> Non
     resumed = ({"kind": "resume", "time": 50.0}, {"kind": "iteration", "time": 51.0, "iteration": 5, "misfit": 1.0})
     folder = write_run(tmp_path / "toy", finished=False, results=False, extra_events=resumed)
     assert read_record(folder).taken_up_at == [5]
+
+
+def test_survey_is_drawn_where_its_positions_are_stored(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "toy")
+    sources = np.array([[[25.0, 500.0]], [[25.0, 500.0]], [[25.0, 900.0]]])
+    receivers = np.full((3, SHAPE[1], 2), np.nan)
+    receivers[:, :, 0] = 50.0
+    receivers[:, :, 1] = np.arange(SHAPE[1]) * 10.0 + 400.0 * np.arange(3)[:, None]
+    receivers[0, 0] = np.nan
+    Results(folder / "results.zarr").positions(Survey(sources, receivers, 0.004, 50), [0, 1, 2])
+    record = read_record(folder)
+    assert record.results is not None
+    stored = record.results.array("survey/receivers_m")
+    assert stored is not None
+    assert stored.shape == (138, 2)  # 0 to 1390 m every 10 m, without the one at 0 m
+    with style.look():
+        models, shot = sections.models(record), gathers.gathers(record)
+    assert models is not None
+    assert shot is not None
+    lines = {line.get_label(): line for line in models.figure.axes[0].lines}
+    assert set(lines) == {"138 receivers", "2 sources"}
+    np.testing.assert_allclose(lines["2 sources"].get_xydata(), [[0.5, 0.025], [0.9, 0.025]])
+    observed = next(axes for axes in shot.figure.axes if axes.get_title(loc="left") == "(a) Observed")
+    assert observed.images[0].get_extent()[:2] == pytest.approx([0.4, 0.99])
+
+
+def test_bands_are_named_by_their_wavelengths(tmp_path: Path) -> None:
+    peak = {"kind": "derived", "time": 1.0, "name": "peak_hz", "value": 5.0, "reason": "as set"}
+    picture = diagnostics.spectra(read_record(write_run(tmp_path / "toy", extra_events=(peak,))))
+    assert picture is not None
+    assert len(picture.figure.axes) == 2  # the error, whole and deep
+    # A mean of 2750 m/s at 5 Hz is a wavelength of 550 m.
+    names = [text.get_text() for text in picture.figure.legends[0].get_texts()]
+    assert names == ["above 2200 m", "1100 to 2200 m", "550 to 1100 m"]
+    nameless = diagnostics.spectra(read_record(write_run(tmp_path / "nameless")))
+    assert nameless is not None
+    assert [text.get_text() for text in nameless.figure.legends[0].get_texts()] == ["band 0", "band 1", "band 2"]
+
+
+def test_overview_waits_for_an_inverted_model(tmp_path: Path) -> None:
+    assert overview.overview(read_record(write_run(tmp_path / "going", finished=False))) is None
+    picture = overview.overview(read_record(write_run(tmp_path / "toy", true_model=False)))
+    assert picture is not None
+    titles = [axes.get_title(loc="left") for axes in picture.figure.axes]
+    assert not any("True" in title or "error" in title for title in titles)
+
+
+def test_short_ranges_of_the_misfit_are_written_without_powers_of_ten(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "toy", results=False)
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    for event in events:
+        if "misfit" in event:
+            event["misfit"] *= 4e-4
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    picture = curves.curves(read_record(folder))
+    assert picture is not None
+    picture.figure.draw_without_rendering()
+    labels = {label.get_text() for label in picture.figure.axes[0].get_yticklabels(which="both")}
+    assert {"0.01", "0.1"} <= labels
+    assert not any("10" in label and "^" in label for label in labels)
