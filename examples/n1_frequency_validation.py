@@ -90,6 +90,8 @@ def report(half: str, runs: dict[str, list[Run]]) -> list[str]:
     for band in range(BANDS):
         life = medians([[run.half_lives[band] for run in runs[method]] for method in METHODS])
         error = medians([[run.errors[band] for run in runs[method]] for method in METHODS])
+        if math.isnan(error[0]):  # a model too small for such wavelengths
+            continue
         coherence = medians([[run.coherences[band] for run in runs[method]] for method in METHODS])
         lines.append(
             f"{half:5s}  {band:4d}  {when(life[0]):>8s}  {when(life[1]):>8s}  {error[0]:8.3f}  {error[1]:8.3f}  "

@@ -111,10 +111,9 @@ def main(arguments: Sequence[str]) -> int:
                     found.append(error)
             for method in options.methods:
                 gains = [before - after for before, after in zip(errors[PRETRAIN], errors[method], strict=True)]
-                signs.append(
-                    f"{geology}, {start} start: pretrain - {method} = {statistics.median(gains):+.4f} (km/s)², positive "
-                    f"with {sum(gain > 0 for gain in gains)} of {len(gains)} seeds."
-                )
+                count = f"positive with {sum(gain > 0 for gain in gains)} of {len(gains)} seeds"
+                gain = f"{PRETRAIN} - {method} = {statistics.median(gains):+.4f} (km/s)²"
+                signs.append(f"{geology}, {start} start: {gain}, {count}.")
     print(f"{'run':36s}  MSE start  MSE end  SSIM end  misfit end  seconds")
     print("\n".join([*lines, *signs]))
     return 0
