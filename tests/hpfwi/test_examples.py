@@ -198,6 +198,7 @@ def test_local_errors_are_counted_inside_and_outside(tmp_path: Path, capsys: pyt
         assert inside == pytest.approx(1 - end / start, abs=2e-3)
         assert math.isfinite(stage_1)
         assert math.isfinite(outside)
+        assert outside != inside
         assert len(left) == 3
     # A network of 20 fitting steps cannot hold the checkerboard; one that is added to the start does not touch it.
     assert abs(pretrain[-3]) < 0.5
