@@ -18,6 +18,7 @@ from hpfwi.figures.curves import computing_hours
 from hpfwi.figures.record import RunRecord, as_number, read_record, series
 from hpfwi.figures.sections import in_kmps, mean_squared_kmps2
 from hpfwi.figures.style import Picture
+from hpfwi.inversion.signatures import pass_means
 
 Row = tuple[str, ...]
 
@@ -203,12 +204,16 @@ def _summary(record: RunRecord) -> str:
     _, misfit = series(record.iterations, "misfit")
     if len(misfit):
         seconds = computing_hours(record.iterations)[-1] * 3600.0
+        passes = pass_means(misfit.tolist(), record.iterations_per_pass) or misfit.tolist()
         sentences.append(
-            f"After {_progress(record)} ({_duration(seconds)} of computing) the misfit went from {_number(misfit[0])} "
-            f"to {_number(misfit[-1])}, {_fall(misfit[0], misfit[-1])}."
+            f"After {_progress(record)} ({_duration(seconds)} of computing) the misfit went from {_number(passes[0])} "
+            f"to {_number(passes[-1])} of the observed energy, {_fall(passes[0], passes[-1])}."
         )
         if record.iterations_per_pass > 1:
-            sentences.append("Each iteration uses other shots, so single values of the misfit scatter.")
+            sentences.append(
+                "Each iteration uses other shots, so these are means over the first and the last pass through all of "
+                "them."
+            )
     else:
         sentences.append("No iteration has been completed yet.")
     sentences += [

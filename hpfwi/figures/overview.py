@@ -21,7 +21,7 @@ def overview(record: RunRecord) -> style.Picture | None:
         return None
     true = in_kmps(results, "true")
     sections = [] if true is None else [("True", true)]
-    sections += [("Initial", initial), (f"Inverted, after {len(record.iterations)} iterations", inverted)]
+    sections += [("Initial", initial), (f"Inverted, after {record.inverted_after} iterations", inverted)]
     frame = frame_of_results(results, initial)
     left = style.PAGE_INCHES * _WIDTH_RATIOS[0] / sum(_WIDTH_RATIOS) - 0.6
     figure = style.new_figure(len(sections) * (left / frame.drawn_ratio + 0.35) + 1.0)

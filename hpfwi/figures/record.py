@@ -49,8 +49,13 @@ class StoredResults:
         return self.group.get(path, None)
 
     def model(self, name: str) -> np.ndarray | None:
-        """float64[z, x] in m/s: "true", "initial", "inverted" or "best"; None where the run has none."""
+        """float64[z, x] in m/s: "true", "initial", "inverted" or "best"; None where the run has none.
+
+        Before a run is finished, the last record of its history stands for the inverted model.
+        """
         stored = self.array(f"model/{name}")
+        if stored is None and name == "inverted" and (kept := len(self.history_iterations)):
+            stored = self.group["model/history"][kept - 1]
         return None if stored is None else np.asarray(stored[:], dtype=np.float64)
 
     def history(self, records: Sequence[int]) -> np.ndarray:
@@ -112,6 +117,12 @@ class RunRecord:
                 places.append(event["iteration"])
                 waiting = False
         return places
+
+    @property
+    def inverted_after(self) -> int:
+        """The iterations that went into the inverted model; of an unfinished run, into the last one that it kept."""
+        history = [] if self.results is None else self.results.history_iterations
+        return history[-1] if self.done is None and history else len(self.iterations)
 
     @property
     def planned_iterations(self) -> int | None:

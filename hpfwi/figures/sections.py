@@ -140,7 +140,7 @@ def models(record: RunRecord) -> style.Picture | None:
         velocities.append(_Panel("True", true))
     velocities.append(_Panel("Initial", initial))
     if inverted is not None:
-        velocities.append(_Panel(f"Inverted{_after(record)}", inverted))
+        velocities.append(_Panel(f"Inverted, after {record.inverted_after} iterations", inverted))
         differences.append(_Panel("Update: inverted − initial", inverted - initial))
     if true is not None:
         differences.append(_Panel(f"Initial − true{_error(initial, true)}", initial - true))
@@ -157,10 +157,6 @@ def models(record: RunRecord) -> style.Picture | None:
         _models_caption(true is not None, inverted is not None),
         _models_alt(true, initial, inverted),
     )
-
-
-def _after(record: RunRecord) -> str:
-    return f", after {len(record.iterations)} iterations" if record.iterations else ""
 
 
 def _models_caption(has_true: bool, has_inverted: bool) -> str:

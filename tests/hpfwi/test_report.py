@@ -177,7 +177,7 @@ def test_finished_run_in_words_and_numbers(tmp_path: Path) -> None:
     )
     page = words(write_run(tmp_path / "toy", extra_events=(lost, *verdicts)))
     assert f"After {ITERATIONS} of {ITERATIONS} iterations (24 s of computing)" in page.text
-    assert "misfit went from 1000 to 19.77, 98\u00a0% less" in page.text
+    assert "misfit went from 850 to 24.01 of the observed energy, 97.2\u00a0% less" in page.text
     assert "model error went from 0.2 to 0.01667 (km/s)²" in page.text
     assert "0.61 (iteration 11)" in page.text
     assert "Blurring: The deep half is blurred." in page.text
@@ -206,7 +206,7 @@ def test_unfinished_run_says_so(tmp_path: Path) -> None:
     with (folder / "events.jsonl").open("a") as stream:
         stream.write('{"kind": "iterat')
     page = words(folder)
-    assert drawable(folder) == WITH_ALL - {"overview"}
+    assert drawable(folder) == WITH_ALL
     assert f"Unfinished: 5 of {ITERATIONS} iterations so far." in page.text
     assert "it may still be running" in page.text
     assert f"hpfwi resume {folder}" in page.text
@@ -308,13 +308,13 @@ def test_survey_is_drawn_where_its_positions_are_stored(tmp_path: Path) -> None:
     assert record.results is not None
     stored = record.results.array("survey/receivers_m")
     assert stored is not None
-    assert stored.shape == (138, 2)  # 0 to 1390 m every 10 m, without the one at 0 m
+    assert stored.shape == (139, 2)  # 10 to 1390 m every 10 m
     with style.look():
         models, shot = sections.models(record), gathers.gathers(record)
     assert models is not None
     assert shot is not None
     lines = {line.get_label(): line for line in models.figure.axes[0].lines}
-    assert set(lines) == {"138 receivers", "2 sources"}
+    assert set(lines) == {"139 receivers", "2 sources"}
     np.testing.assert_allclose(lines["2 sources"].get_xydata(), [[0.5, 0.025], [0.9, 0.025]])
     observed = next(axes for axes in shot.figure.axes if axes.get_title(loc="left") == "(a) Observed")
     assert observed.images[0].get_extent()[:2] == pytest.approx([0.4, 0.99])
@@ -333,12 +333,29 @@ def test_bands_are_named_by_their_wavelengths(tmp_path: Path) -> None:
     assert [text.get_text() for text in nameless.figure.legends[0].get_texts()] == ["band 0", "band 1", "band 2"]
 
 
-def test_overview_waits_for_an_inverted_model(tmp_path: Path) -> None:
-    assert overview.overview(read_record(write_run(tmp_path / "going", finished=False))) is None
-    picture = overview.overview(read_record(write_run(tmp_path / "toy", true_model=False)))
-    assert picture is not None
-    titles = [axes.get_title(loc="left") for axes in picture.figure.axes]
-    assert not any("True" in title or "error" in title for title in titles)
+def test_overview_of_runs_with_less_to_show(tmp_path: Path) -> None:
+    begun = write_run(tmp_path / "begun", finished=False, results=False)
+    going = write_run(tmp_path / "going", finished=False)
+    field = write_run(tmp_path / "field", true_model=False)
+    with style.look():
+        assert overview.overview(read_record(begun)) is None
+        pictures = [overview.overview(read_record(folder)) for folder in (going, field)]
+    titles = [
+        {axes.get_title(loc="left"): axes for axes in picture.figure.axes}
+        for picture in pictures
+        if picture is not None
+    ]
+    assert len(titles) == 2
+    inverted = next(title for title in titles[0] if title.startswith("(c)"))
+    assert "Inverted, after 8 iterations, MSE" in inverted  # the last record of the history
+    np.testing.assert_allclose(titles[0][inverted].images[0].get_array()[0], 1.6)
+    assert "(e) Model error, (km/s)²" in titles[0]
+    assert [title for title in titles[1] if title] == [
+        "(a) Initial",
+        f"(b) Inverted, after {ITERATIONS} iterations",
+        "(c) Misfit, residual / observed energy",
+        "(d) Profile at x = 1.5 km",
+    ]
 
 
 def test_short_ranges_of_the_misfit_are_written_without_powers_of_ten(tmp_path: Path) -> None:
