@@ -21,6 +21,7 @@ import numpy as np
 
 from hpfwi_cluster import ClusterSettings, Group, ItemResult, IterationResult, State, make_group
 from hpfwi_cluster.errors import ClusterError, GroupLost
+from hpfwi_cluster.replica import one_torch_thread
 
 if TYPE_CHECKING:
     from hpfwi.inversion.task import InversionTask
@@ -33,6 +34,7 @@ __all__ = [
     "IterationResult",
     "State",
     "groups_of_shots",
+    "one_torch_thread",
     "start_group",
 ]
 

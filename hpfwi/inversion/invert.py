@@ -21,7 +21,7 @@ from hpfwi.inversion.metrics import model_metrics
 from hpfwi.inversion.optimise import batch_of_items, iterations_per_pass
 from hpfwi.inversion.prepare import predicted, prepare, shown_shots
 from hpfwi.inversion.task import InversionTask, open_task
-from hpfwi.parallel import Group, GroupLost, IterationResult, State, local_threads, start_group
+from hpfwi.parallel import Group, GroupLost, IterationResult, State, local_threads, one_torch_thread, start_group
 from hpfwi.physics.model import EarthModel
 from hpfwi.progress import Progress
 from hpfwi.tensorboard_view import TensorBoardView, colour_limits_mps
@@ -65,7 +65,8 @@ def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) ->
     """
     iterations = config.inversion.iterations
     folder.event("resume" if resume else "start", name=config.name, workers=config.cluster.worker_count())
-    with contextlib.closing(TensorBoardView(folder.path)) as view, Progress(iterations) as bar:
+    # More torch threads in the driver would take the workers' cores, and their number could change bits.
+    with one_torch_thread(), contextlib.closing(TensorBoardView(folder.path)) as view, Progress(iterations) as bar:
         run = _Run(config, folder, view, bar.say)
         if resume and run.restore():
             bar.say(f"Going on after iteration {run.done}.")
