@@ -20,6 +20,10 @@ from hpfwi_kernels.compiling import hot
 MARGIN = 16
 LANES = 16
 ONE = np.uint64(1)
+# Whether a loop keeps the bracket, by the length of the tuple, so that each choice compiles to its own loop. A flag
+# tested inside a vectorised loop becomes a masked store, which takes the cache line from other threads even when off.
+KEEP = (1, 1)
+DROP = (1,)
 LEFT = np.uint64(MARGIN)
 
 
@@ -98,7 +102,7 @@ def _layer(plain, q, dpsi, a, b, slope, psi, zeta):
 
 
 @hot
-def _edge_x(u, v, c, psi, psi_next, zeta, a, b, slope, w_out, w_stride, store, part, stride, kz, kx, d, reach):
+def _edge_x(u, v, c, psi, psi_next, zeta, a, b, slope, w_out, w_stride, keep, part, stride, kz, kx, d, reach):
     """The update where only the lateral C-PML acts. psi arrays hold a·psi."""
     for y in range(part[0], part[1]):
         row = y * stride
@@ -111,13 +115,13 @@ def _edge_x(u, v, c, psi, psi_next, zeta, a, b, slope, w_out, w_stride, store, p
             )
             zeta[i] = change
             w = _second(u, i, stride, kz, reach) + (t + change)
-            if store:
+            if len(keep) > 1:
                 w_out[w_row + (x - LEFT)] = w
             v[i] = c[i] * w + (u[i] + u[i] - v[i])
 
 
 @hot
-def _edge_z(u, v, c, psi, psi_next, zeta, a, b, slope, w_out, w_stride, store, part, stride, kz, kx, d, reach):
+def _edge_z(u, v, c, psi, psi_next, zeta, a, b, slope, w_out, w_stride, keep, part, stride, kz, kx, d, reach):
     """The update where the vertical C-PML acts, the lateral one left to `_corner_x`. psi arrays hold a·psi."""
     for y in range(part[0], part[1]):
         row = y * stride
@@ -131,13 +135,13 @@ def _edge_z(u, v, c, psi, psi_next, zeta, a, b, slope, w_out, w_stride, store, p
             )
             zeta[i] = change
             w = _second(u, i, ONE, kx, reach) + (t + change)
-            if store:
+            if len(keep) > 1:
                 w_out[w_row + (x - LEFT)] = w
             v[i] = c[i] * w + (u[i] + u[i] - v[i])
 
 
 @hot
-def _corner_x(u, v, c, psi, psi_next, zeta, a, b, slope, w_out, w_stride, store, part, stride, kx, d, reach):
+def _corner_x(u, v, c, psi, psi_next, zeta, a, b, slope, w_out, w_stride, keep, part, stride, kx, d, reach):
     """Add what the lateral C-PML changes where `_edge_z` has updated as if there were none."""
     for y in range(part[0], part[1]):
         row = y * stride
@@ -149,7 +153,7 @@ def _corner_x(u, v, c, psi, psi_next, zeta, a, b, slope, w_out, w_stride, store,
             t, change, psi_next[i] = _layer(plain, q, dpsi, a[x], b[x], slope[x], psi[i], zeta[i])
             zeta[i] = change
             extra = change + (t - plain)
-            if store:
+            if len(keep) > 1:
                 w_out[w_row + (x - LEFT)] += extra
             v[i] += c[i] * extra
 
@@ -254,6 +258,32 @@ def _correlate(mu, w, w_stride, total, box, stride):
 
 
 @hot
+def _layers(
+    u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+    w_out, w_stride, keep, inside, strips_x, strips_z, box, stride, kz, kx, dz, dx, reach,
+):  # fmt: skip
+    """The update of every cell a C-PML touches; `keep` is KEEP or DROP."""
+    for sx in range(strips_x.shape[0]):
+        part = (inside[0], inside[1], strips_x[sx, 0], strips_x[sx, 1])
+        _edge_x(
+            u, v, c, psi_x, psi_x_next, zeta_x, ax, bx, slope_x,
+            w_out, w_stride, keep, part, stride, kz, kx, dx, reach,
+        )  # fmt: skip
+    for sz in range(strips_z.shape[0]):
+        part = (strips_z[sz, 0], strips_z[sz, 1], box[2], box[3])
+        _edge_z(
+            u, v, c, psi_z, psi_z_next, zeta_z, az, bz, slope_z,
+            w_out, w_stride, keep, part, stride, kz, kx, dz, reach,
+        )  # fmt: skip
+        for sx in range(strips_x.shape[0]):
+            corner = (strips_z[sz, 0], strips_z[sz, 1], strips_x[sx, 0], strips_x[sx, 1])
+            _corner_x(
+                u, v, c, psi_x, psi_x_next, zeta_x, ax, bx, slope_x,
+                w_out, w_stride, keep, corner, stride, kx, dx, reach,
+            )  # fmt: skip
+
+
+@hot
 def march(
     u, v, c, damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
     strips_x, strips_z, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
@@ -281,26 +311,16 @@ def march(
         else:
             if keep:
                 _interior_stored(u, v, c, w_out, w_stride, inside, stride, kz, kx, reach)
+                _layers(
+                    u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+                    w_out, w_stride, KEEP, inside, strips_x, strips_z, box, stride, kz, kx, dz, dx, reach,
+                )  # fmt: skip
             else:
                 _interior(u, v, c, inside, stride, kz, kx, reach)
-            for sx in range(strips_x.shape[0]):
-                part = (first_row, last_row, strips_x[sx, 0], strips_x[sx, 1])
-                _edge_x(
-                    u, v, c, psi_x, psi_x_next, zeta_x, ax, bx, slope_x,
-                    w_out, w_stride, keep, part, stride, kz, kx, dx, reach,
+                _layers(
+                    u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+                    w_out, w_stride, DROP, inside, strips_x, strips_z, box, stride, kz, kx, dz, dx, reach,
                 )  # fmt: skip
-            for sz in range(strips_z.shape[0]):
-                part = (strips_z[sz, 0], strips_z[sz, 1], box[2], box[3])
-                _edge_z(
-                    u, v, c, psi_z, psi_z_next, zeta_z, az, bz, slope_z,
-                    w_out, w_stride, keep, part, stride, kz, kx, dz, reach,
-                )  # fmt: skip
-                for sx in range(strips_x.shape[0]):
-                    corner = (strips_z[sz, 0], strips_z[sz, 1], strips_x[sx, 0], strips_x[sx, 1])
-                    _corner_x(
-                        u, v, c, psi_x, psi_x_next, zeta_x, ax, bx, slope_x,
-                        w_out, w_stride, keep, corner, stride, kx, dx, reach,
-                    )  # fmt: skip
             psi_x, psi_x_next = psi_x_next, psi_x
             psi_z, psi_z_next = psi_z_next, psi_z
         for n in range(source_cell.size):
