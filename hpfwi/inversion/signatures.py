@@ -138,22 +138,29 @@ def blurring(
     """
     name = "blurring"
     bands = [ratio for ratio in deep_amplitude if math.isfinite(ratio)]
-    parts, present = [], False
+    parts: list[tuple[bool, str]] = []
     if len(bands) >= 2:
-        present = bands[-1] < FINE_AMPLITUDE and bands[0] > COARSE_AMPLITUDE
         parts.append(
-            f"the deep half holds {bands[0]:.0%} of the true amplitude at the longest wavelengths, {bands[-1]:.0%} at "
-            f"the shortest resolvable ones (limits {COARSE_AMPLITUDE:.0%} and {FINE_AMPLITUDE:.0%})"
+            (
+                bands[-1] < FINE_AMPLITUDE and bands[0] > COARSE_AMPLITUDE,
+                f"the deep half holds {bands[0]:.0%} of the true amplitude at the longest wavelengths, {bands[-1]:.0%} "
+                f"at the shortest resolvable ones (blurred: above {COARSE_AMPLITUDE:.0%} and below "
+                f"{FINE_AMPLITUDE:.0%})",
+            )
         )
     if ssim_shallow is not None and ssim_deep is not None:
-        present = present or ssim_shallow - ssim_deep > SSIM_GAP
         parts.append(
-            f"SSIM is {ssim_shallow:.3f} in the shallow and {ssim_deep:.3f} in the deep half (limit {SSIM_GAP:g})"
+            (
+                ssim_shallow - ssim_deep > SSIM_GAP,
+                f"SSIM is {ssim_shallow:.3f} in the shallow and {ssim_deep:.3f} in the deep half (blurred: more than "
+                f"{SSIM_GAP:g} apart)",
+            )
         )
     if not parts:
         return Verdict(name, False, "Blurring cannot be judged without a true model.", judged=False)
-    text = "; ".join(parts)
-    return Verdict(name, present, f"{text[0].upper()}{text[1:]}.")
+    parts.sort(key=lambda part: not part[0])  # what was seen comes first
+    text = "; ".join(sentence for _, sentence in parts)
+    return Verdict(name, parts[0][0], f"{text[0].upper()}{text[1:]}.")
 
 
 def cycle_skipping(

@@ -22,6 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 TOY = (
     "modelling.absorbing_cells=6",
     "survey.shots=2",
+    "inversion.shots_per_iteration=none",
     "survey.samples=200",
     "model.smooth_sigma_cells=3",
     "inversion.iterations=4",

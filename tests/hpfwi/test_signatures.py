@@ -80,6 +80,9 @@ def test_blurring_by_amplitude_and_by_similarity() -> None:
     assert not blurring([0.9, 0.9, 0.9, 0.9], ssim_shallow=0.8, ssim_deep=0.7).present
     assert not blurring([np.nan, 0.9]).judged
     assert "20% at the shortest" in blurring([0.9, 0.8, 0.5, 0.2]).sentence
+    # The reason comes first.
+    assert blurring([0.9, 0.2], ssim_shallow=0.8, ssim_deep=0.7).sentence.startswith("The deep half holds")
+    assert blurring([0.9, 0.9], ssim_shallow=0.8, ssim_deep=0.6).sentence.startswith("SSIM is 0.800")
 
 
 def test_cycle_skipping_by_rising_share_or_by_error_against_misfit() -> None:
