@@ -84,7 +84,7 @@ def workers_of(pid: int) -> list[int]:
 def test_sigterm_stops_a_run_that_can_be_resumed_to_the_same_bits(start: Any, straight: Any) -> None:
     process, path = start(workers=0)
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=200)
     assert process.returncode == 75, errors
     assert "SIGTERM: stopping after this iteration" in output
     assert len(errors.splitlines()) == 1
