@@ -286,7 +286,7 @@ def _cost(record: RunRecord) -> str:
     ]
     for key, label, unit, scale in (
         ("shots_per_s", "mean throughput", "shots/s", 1),
-        ("wait_share", "mean idle share", "%", 100),
+        ("wait_share", "mean share of the workers' time not spent on shots", "%", 100),
     ):
         _, values = series(record.iterations, key)
         if len(values):

@@ -146,12 +146,12 @@ def _draw_metric(
 
 
 def cluster(record: RunRecord) -> style.Picture | None:
-    """Seconds per iteration, share of idle time and shots per second, with lost workers and resumes marked."""
+    """Seconds per iteration, share of time off the shots and shots per second, with lost workers and resumes marked."""
     panels = [
         (key, title, label, scale)
         for key, title, label, scale in (
             ("seconds", "Duration of an iteration", "s", 1.0),
-            ("wait_share", "Idle share of the workers", "%", 100.0),
+            ("wait_share", "Share of the workers' time not spent on shots", "%", 100.0),
             ("shots_per_s", "Throughput", "shots per second", 1.0),
         )
         if len(series(record.iterations, key)[0])
@@ -182,6 +182,7 @@ def cluster(record: RunRecord) -> style.Picture | None:
         "Workers",
         typical
         + ("Triangles mark iterations in which a worker was lost: they cost time, not accuracy. " if lost else "")
-        + "A high idle share means too few items for the workers, or items of very unequal cost.",
-        f"Seconds, idle share and shots per second of every iteration; lost workers: {len(lost)}.",
+        + "Time not spent on shots is waiting and, the same on every worker, the network's own step: a high share means "
+        "few shots per worker, shots of very unequal cost, or a network that costs as much as the waves.",
+        f"Seconds, share of time not spent on shots and shots per second of every iteration; lost workers: {len(lost)}.",
     )
