@@ -182,7 +182,7 @@ def cluster(record: RunRecord) -> style.Picture | None:
         "Workers",
         typical
         + ("Triangles mark iterations in which a worker was lost: they cost time, not accuracy. " if lost else "")
-        + "Time not spent on shots is waiting and, the same on every worker, the network's own step: a high share means "
-        "few shots per worker, shots of very unequal cost, or a network that costs as much as the waves.",
-        f"Seconds, share of time not spent on shots and shots per second of every iteration; lost workers: {len(lost)}.",
+        + "Time not spent on shots is waiting and, the same on every worker, the network's own step: a high share "
+        "means few shots per worker, shots of very unequal cost, or a network that costs as much as the waves.",
+        f"Seconds, share of time off the shots and shots per second of every iteration; lost workers: {len(lost)}.",
     )
