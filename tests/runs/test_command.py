@@ -48,6 +48,7 @@ def start(tiny_options: Callable[..., list[str]], tmp_path: Path) -> Any:
         events = tmp_path / "runs" / "demo" / "events.jsonl"
         while process.poll() is None and not (events.is_file() and b'"iteration": 2,' in events.read_bytes()):
             time.sleep(0.005)
+        assert process.poll() is None, process.communicate()
         return process, tmp_path / "runs" / "demo"
 
     yield start
