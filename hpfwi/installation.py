@@ -19,6 +19,7 @@ TINY: dict[str, object] = {
     "model.shape": [24, 40],
     "model.smooth_sigma_cells": 3.0,
     "survey.shots": 2,
+    "inversion.shots_per_iteration": None,
     "survey.samples": 150,
     "data.refine": 1,
     "inversion.iterations": 3,

@@ -67,7 +67,13 @@ def is_picture(path: Path) -> bool:
 
 def test_first_arrivals_come_later_and_faster_with_offset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "shot.png"
-    sizes = changes("model.shape=[30, 100]", "survey.shots=3", "survey.samples=600", "source.peak_hz=10")
+    sizes = changes(
+        "model.shape=[30, 100]",
+        "survey.shots=3",
+        "inversion.shots_per_iteration=none",
+        "survey.samples=600",
+        "source.peak_hz=10",
+    )
     assert example("01_shot")["main"](["--shot", "0", "--out", str(picture), *sizes]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("100 receivers x 600 samples")
