@@ -204,17 +204,17 @@ class _ShardFile:
             size = os.fstat(self._handle).st_size
         except OSError as error:
             raise DataError(f"Shard {path} cannot be opened ({error.strerror}): make the store again.") from error
-        table = bytearray(16 * layout.shard_samples + 4)
-        if size < len(table):
+        room = size - 16 * layout.shard_samples - 4
+        if room < 0:
             raise DataError(f"Shard {path} has {size} bytes, fewer than its index alone: it is truncated.")
-        self.read(memoryview(table), size - len(table))
+        table = bytearray(size - room)
+        self.read(memoryview(table), room)
         if google_crc32c.value(bytes(table[:-4])) != int.from_bytes(table[-4:], "little"):
             raise DataError(
                 f"The index of shard {path} does not match its checksum: the file is damaged; `hpfwi data verify` "
                 "finds every such file."
             )
         self.index = np.frombuffer(table, dtype="<u8", count=2 * layout.shard_samples).reshape(-1, 2)
-        room = size - len(table)
         for row, (offset, length) in enumerate(self.index[:samples].tolist()):
             if offset == ABSENT:
                 raise DataError(f"Shard {path} does not hold its sample {row}: make the store again.")

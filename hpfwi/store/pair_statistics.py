@@ -1,0 +1,66 @@
+"""What is known of values after one pass: sums over a shard, statistics of a store from the sums of its shards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+
+
+def sums_of(rows: NDArray[np.float32], *, as_float16: bool) -> dict[str, float]:
+    """Sums over rows float32[n, value], in float64, of the values as they are stored.
+
+    as_float16  the values are rounded to float16 first; "error" is then the largest difference and "error_squares" the
+                sum of its squares
+    returns     min, max, count, sum, squares (of the stored values), and the two errors
+
+    The rows are added one by one, so the result has the same bits whatever computed them.
+    """
+    sums = {"min": math.inf, "max": -math.inf, "count": float(rows.size), "sum": 0.0, "squares": 0.0}
+    error = {"error": 0.0, "error_squares": 0.0}
+    for row in rows:
+        wide = row.astype(np.float64)
+        if as_float16:
+            stored = row.astype(np.float16).astype(np.float64)
+            difference = wide - stored
+            error["error"] = max(error["error"], float(np.abs(difference).max()))
+            error["error_squares"] += float(np.square(difference).sum())
+            wide = stored
+        sums["min"] = min(sums["min"], float(wide.min()))
+        sums["max"] = max(sums["max"], float(wide.max()))
+        sums["sum"] += float(wide.sum())
+        sums["squares"] += float(np.square(wide).sum())
+    return sums | error if as_float16 else sums
+
+
+def statistics_of(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """min, max, mean and std of everything from the sums of its parts.
+
+    >>> statistics_of([sums_of(np.float32([[1, 2], [6, 3]]), as_float16=False)])
+    {'min': 1.0, 'max': 6.0, 'mean': 3.0, 'std': 1.8708286933869707}
+    """
+    parts = list(parts)
+    count = math.fsum(part["count"] for part in parts)
+    mean = math.fsum(part["sum"] for part in parts) / count
+    variance = math.fsum(part["squares"] for part in parts) / count - mean * mean
+    return {
+        "min": min(part["min"] for part in parts),
+        "max": max(part["max"] for part in parts),
+        "mean": mean,
+        "std": math.sqrt(max(variance, 0.0)),
+    }
+
+
+def float16_error_of(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Largest and relative (L2, to the stored values) error that float16 brought, from the sums of the parts."""
+    parts = list(parts)
+    squares = math.fsum(part["squares"] for part in parts)
+    error_squares = math.fsum(part["error_squares"] for part in parts)
+    return {
+        "max": max(part["error"] for part in parts),
+        "relative_l2": math.sqrt(error_squares / squares) if squares else 0.0,
+    }
