@@ -15,8 +15,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -40,7 +41,7 @@ from hpfwi.store.pair_manifest import (
     read_plan,
     unfinished,
 )
-from hpfwi.store.pair_statistics import LARGEST_FLOAT16, float16_error_of, statistics_of, sums_of
+from hpfwi.store.pair_values import check_values, float16_error_of, statistics_of, sums_of
 from hpfwi.store.shards import (
     Compression,
     Layout,
@@ -54,9 +55,6 @@ from hpfwi.store.shards import (
 
 SHARD_BYTES = 150_000_000
 """Largest shard of records where its samples are left open: 100 samples of OpenFWI, 300 to 670 shards a family."""
-
-SLOWEST_PLAUSIBLE_MPS = 20.0
-"""Models that are slower everywhere are in km/s, or are no velocities."""
 
 
 def shard_samples_for(samples: int, sample_bytes: int) -> int:
@@ -172,12 +170,20 @@ class PairsWriter:
         shards = [shard for shard in range(layout.shards) if done_shard(self.part, self.plan, shard) is None]
         return [layout.samples_of(shard) for shard in shards]
 
-    def write(self, first: int, records: NDArray[np.float32], models: NDArray[np.float32]) -> None:
+    def write(
+        self,
+        first: int,
+        records: NDArray[np.float32],
+        models: NDArray[np.float32],
+        *,
+        origin: Callable[[int], str] | None = None,
+    ) -> None:
         """Write whole shards, on the disk when this returns; writing a shard again replaces it.
 
         first    number of the first sample: the first of a shard
         records  float32[n, shot, time, receiver]
         models   float32[n, z, x], m/s
+        origin   what a message says of a sample beside its number
         raises   DataError: not whole shards, wrong shapes, NaN or infinity, velocities that are not positive m/s,
                  values beyond float16 where that is stored, or a disk that refuses
         """
@@ -198,21 +204,24 @@ class PairsWriter:
                     f"float32{list(expected)}."
                 )
         for start in range(0, count, size):
-            shard = {name: values[start : start + size] for name, values in arrays.items()}
+            with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite and is refused
+                shard = {
+                    name: np.ascontiguousarray(values[start : start + size], dtype=np.float32)
+                    for name, values in arrays.items()
+                }
+            called = partial(_called, first + start, origin)
+            for name, values in shard.items():
+                check_values(name, values, layouts[name].dtype, called)
             self._write_shard((first + start) // size, shard, layouts)
 
     def _write_shard(self, shard: int, arrays: Mapping[str, NDArray[Any]], layouts: Mapping[str, Layout]) -> None:
         first = layouts["records"].samples_of(shard).start
         done: dict[str, Any] = {"first": first, "samples": len(arrays["models"])}
-        stored = {}
         for name, values in arrays.items():
-            with np.errstate(over="ignore"):
-                stored[name] = np.ascontiguousarray(values, dtype=np.float32)
-            rows = stored[name].reshape(len(values), -1)
-            self._check(name, rows, first, layouts[name])
+            rows = values.reshape(len(values), -1)
             done[name] = sums_of(rows, as_float16=layouts[name].dtype == "float16")
         try:
-            for name, values in stored.items():
+            for name, values in arrays.items():
                 file = self.part / name / layouts[name].file_of(shard)
                 done[name]["bytes"], done[name]["sha256"] = write_shard(file, values, layouts[name])
             write_flushed(self.part / DONE / f"{shard}.json", [json.dumps(done).encode()])
@@ -221,22 +230,6 @@ class PairsWriter:
                 f"Shard {shard} cannot be written to {self.part} ({error.strerror or error}): make room or give write "
                 "permission there and start the same command again; it goes on from here."
             ) from error
-
-    def _check(self, name: str, rows: NDArray[np.float32], first: int, layout: Layout) -> None:
-        """Refuse values that no store should hold; rows are the samples from number `first` on."""
-        low, high = rows.min(axis=1), rows.max(axis=1)
-        wrong = ~(np.isfinite(low) & np.isfinite(high))  # both are NaN where one value is
-        problem = "hold NaN or infinity: mend that sample at its source or leave it out"
-        if name == "models" and not wrong.any():
-            wrong = (low <= 0) | (high < SLOWEST_PLAUSIBLE_MPS)
-            problem = "must be positive velocities in m/s: convert them first"
-        elif layout.dtype == "float16" and not wrong.any():
-            wrong = np.maximum(-low, high) > LARGEST_FLOAT16
-            problem = f"exceed {LARGEST_FLOAT16:g}, where float16 ends: store float32"
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            span = f"{low[row]:g} to {high[row]:g}"
-            raise DataError(f"The {name} of sample {first + row} for {self.path} span {span} and {problem}.")
 
     def finish(self) -> PairStore:
         """Write the manifest, give the store its name and open it; a second call opens it only.
@@ -363,6 +356,11 @@ def create_pairs(
             "name, or delete it."
         )
     return PairsWriter(path, plan)
+
+
+def _called(first: int, origin: Callable[[int], str] | None, row: int) -> str:
+    """What a message calls row number `row` of the samples that begin with `first`."""
+    return f"sample {first + row}" + (f" ({origin(first + row)})" if origin else "")
 
 
 def _begin(part: Path, plan: Mapping[str, Any], resume_with: str) -> None:

@@ -1,14 +1,44 @@
-"""What is known of values after one pass: sums over a shard, statistics of a store from the sums of its shards."""
+"""Values of a store: which are refused, sums over a shard, statistics of the whole from the sums of its shards."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpfwi.errors import DataError
+
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+
+SLOWEST_PLAUSIBLE_MPS = 20.0
+"""A model that is slower everywhere is in km/s, or holds no velocities."""
+
+
+def check_values(name: str, values: NDArray[np.float32], dtype: str, sample: Callable[[int], str]) -> None:
+    """Refuse values that no store should hold.
+
+    name    "records" or "models"
+    values  float32[n, …]
+    dtype   they will be stored in: "float32" or "float16"
+    sample  what a message calls row number n
+
+    raises  DataError: NaN or infinity, models that are not positive m/s, records beyond float16 where that is stored
+    """
+    rows = values.reshape(len(values), -1)
+    low, high = rows.min(axis=1), rows.max(axis=1)
+    wrong = ~(np.isfinite(low) & np.isfinite(high))  # both are NaN where one value is
+    problem = "and hold NaN or infinity: mend that sample at its source or leave it out"
+    if not wrong.any() and name == "models":
+        wrong = (low <= 0) | (high < SLOWEST_PLAUSIBLE_MPS)
+        problem = "and must be positive velocities in m/s: convert them first"
+    elif not wrong.any() and dtype == "float16":
+        wrong = np.maximum(-low, high) > LARGEST_FLOAT16
+        problem = f"beyond {LARGEST_FLOAT16:g}, where float16 ends: store float32"
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(f"The {name} of {sample(row)} span {low[row]:g} to {high[row]:g} {problem}.")
 
 
 def sums_of(rows: NDArray[np.float32], *, as_float16: bool) -> dict[str, float]:
