@@ -7,9 +7,10 @@ smaller.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -158,6 +159,12 @@ class Simulator:
         """Memory for the snapshots of one shot while its gradient is computed, bytes, without the padding of rows."""
         rows, columns = self.scheme.padded(self.grid.shape)
         return 4 * rows * columns * self.scheme.stored_steps(self.survey.samples)
+
+    def with_slowest(self, min_velocity_mps: float) -> Simulator:
+        """This simulator with a sponge for another lowest velocity; everything else, buffers too, is shared."""
+        other = copy.copy(self)
+        other.scheme = replace(self.scheme, min_velocity_mps=min_velocity_mps)
+        return other
 
     def predict(self, velocity: torch.Tensor, shots: Sequence[int], threads: int = 1) -> torch.Tensor:
         """Gathers of some shots, [shot, receiver, time] in Pa, differentiable in the velocity.
