@@ -1,9 +1,9 @@
 """AMFMS and AMFMS_SEG: a U-Net with wavelet convolutions on the way down and multi-frequency attention on the way up.
 
-"Enhancing Seismic Inversion Fidelity via Adaptive Multi-Frequency and Multi-Scale Fusion", public code of February 2026.
-Fault of the published code: AMFMS_SEG cuts the velocity out of its map from row and column 1 on, one cell off the
-receivers; only `as_published` does so here, the default starts at 0. In both the map's rows continue the time axis, so a
-velocity of nz rows is read off the first nz of them. AMFMS has no fault to reproduce.
+"Enhancing Seismic Inversion Fidelity via Adaptive Multi-Frequency and Multi-Scale Fusion", public code of February
+2026. Fault of the published code: AMFMS_SEG cuts the velocity out of its map from row and column 1 on, one cell off the
+receivers; only `as_published` does so here, the default starts at 0. In both the map's rows continue the time axis, and
+a velocity of nz rows is read off the first nz of them. AMFMS has no fault to reproduce.
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ class AttentionUNet(torch.nn.Module):
         counts = [scaled(count, width) for count in CHANNELS]
         skips = counts[:-1]
         self.down = torch.nn.ModuleList(
-            wavelet_stage(before, after, kernels)
-            for before, after in zip([inputs, *skips[:-1]], skips, strict=True)
+            wavelet_stage(before, after, kernels) for before, after in zip([inputs, *skips[:-1]], skips, strict=True)
         )
         self.centre = double_convolution(counts[-2], counts[-1], "prelu-per-channel")
         self.up = torch.nn.ModuleList(

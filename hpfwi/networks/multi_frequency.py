@@ -30,18 +30,26 @@ SMALLEST_SIDE = 8
 """Rows that a branch's pooling must leave; where fewer would be left the branch works at full resolution."""
 
 
-def cosine_tables(side: int) -> torch.Tensor:
-    """The 16 tables D[k, i, j] = f(u, i) f(v, j), float32[16, side, side].
+def frequencies(side: int) -> list[tuple[int, int]]:
+    """The 16 pairs on a grid of side x side cells: those above times floor(side / 7).
 
-    f(0, t) = 1 / sqrt(side), f(m, t) = sqrt(2 / side) cos(pi m (t + 1/2) / side); u, v are the pairs above times
-    floor(side / 7).
+    >>> frequencies(14)[2]
+    (12, 0)
+    """
+    factor = side // 7
+    return [(vertical * factor, horizontal * factor) for vertical, horizontal in FREQUENCY_PAIRS]
+
+
+def cosine_tables(side: int) -> torch.Tensor:
+    """The 16 tables D[k, i, j] = f(u, i) f(v, j), float32[16, side, side], u and v from `frequencies`.
+
+    f(0, t) = 1 / sqrt(side), f(m, t) = sqrt(2 / side) cos(pi m (t + 1/2) / side).
     """
     position = torch.arange(side, dtype=torch.float64) + 0.5
     tables = []
-    for pair in FREQUENCY_PAIRS:
+    for pair in frequencies(side):
         rows, columns = (
-            math.sqrt((2.0 if frequency else 1.0) / side)
-            * torch.cos(math.pi * frequency * (side // 7) * position / side)
+            math.sqrt((2.0 if frequency else 1.0) / side) * torch.cos(math.pi * frequency * position / side)
             for frequency in pair
         )
         tables.append(torch.outer(rows, columns))
@@ -53,16 +61,17 @@ def multi_frequency_pool(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean, maximum and minimum over positions of features times a table, averaged over the tables.
 
-    features   Tensor[sample, channel, side, side]
+    features   Tensor[sample, channel, row, column]; averaged to side x side cells first, or cells repeated
     tables     Tensor[table, side, side]
     returns    three Tensor[sample, channel]
 
     Torch's operators, table by table, as it was published: what the fused pooling must equal.
     """
     shape = features.shape[:2]
+    square = functional.adaptive_avg_pool2d(features, tables.shape[-1])
     mean, largest, smallest = (features.new_zeros(shape) for _ in range(3))
     for table in tables:
-        product = features * table
+        product = square * table
         mean = mean + functional.adaptive_avg_pool2d(product, 1).reshape(shape)
         largest = largest + functional.adaptive_max_pool2d(product, 1).reshape(shape)
         smallest = smallest - functional.adaptive_max_pool2d(-product, 1).reshape(shape)
@@ -73,8 +82,8 @@ class MultiFrequencyAttention(torch.nn.Module):
     """Multiply each channel by a gate computed from the mean, maximum and minimum of its 16 cosine products.
 
     The map is first averaged to side x side cells, or its cells are repeated where it has fewer. One bottleneck without
-    biases turns each of the three vectors into gates; their sum goes through a sigmoid. The tables, of magnitude 1 / side,
-    are neither trained nor saved.
+    biases turns each of the three vectors into gates; their sum goes through a sigmoid. The tables, of magnitude
+    1 / side, are neither trained nor saved.
     """
 
     tables: torch.Tensor
@@ -92,11 +101,10 @@ class MultiFrequencyAttention(torch.nn.Module):
         self.register_buffer("tables", cosine_tables(side), persistent=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        square = functional.adaptive_avg_pool2d(features, self.side)
         if self.kernels == "fused":
-            statistics = fused.multi_frequency_pool(square, self.tables)
+            statistics = fused.multi_frequency_pool(features, frequencies(self.side), self.side)
         else:
-            statistics = multi_frequency_pool(square, self.tables)
+            statistics = multi_frequency_pool(features, self.tables)
         mean, largest, smallest = (self.bottleneck(vector[..., None, None]) for vector in statistics)
         return features * torch.sigmoid(mean + largest + smallest)
 
@@ -138,7 +146,8 @@ class MultiScaleAttention(torch.nn.Module):
     """The map plus the mean of three branches at full, half and quarter resolution.
 
     Branch s has channels / 2**s inner channels, at least `narrowest`. Only the number of rows decides whether a branch
-    pools, as in the publication: at 18 rows the quarter would have fewer than 8, so that branch stays at full resolution.
+    pools, as in the publication: at 18 rows the quarter would have fewer than 8, so that branch stays at full
+    resolution.
     """
 
     def __init__(self, channels: int, side: int, *, narrowest: int, kernels: Kernels) -> None:

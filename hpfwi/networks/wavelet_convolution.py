@@ -4,9 +4,10 @@ With a, b above c, d the cells of a 2x2 block, the four orthonormal Haar bands a
 
     (a+b+c+d)/2, (a+b-c-d)/2, (a-b+c-d)/2, (a-b-c+d)/2
 
-and bands of channel c are channels 4c .. 4c+3. Each goes through its own 5x5 window and is scaled; the inverse transform
-(the same signs) brings them back, and the scaled 5x5 convolution of the map itself is added. There is no shortcut, norm
-or activation. The layer was published as WTConv (Finder et al. 2024, "Wavelet convolutions for large receptive fields").
+and bands of channel c are channels 4c .. 4c+3. Each goes through its own 5x5 window and is scaled; the inverse
+transform (the same signs) brings them back, and the scaled 5x5 convolution of the map itself is added. There is no
+shortcut, norm or activation. The layer was published as WTConv (Finder et al. 2024, "Wavelet convolutions for large
+receptive fields").
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def wavelet_convolution(
 
 
 class WaveletConvolution(torch.nn.Module):
-    """The layer with its weights: 131 trained values for each channel; the Haar filters are neither trained nor saved."""
+    """The layer with its weights, 131 values for each channel; the Haar filters are neither trained nor saved."""
 
     filters: torch.Tensor
 
