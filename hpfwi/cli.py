@@ -6,17 +6,17 @@ Exit codes: 0 done, 2 configuration, 3 data, 4 numerics, 5 cluster, 75 stopped a
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpfwi import __version__
-from hpfwi.errors import EXIT_CLUSTER, EXIT_DATA, ConfigError, HpfwiError, Stopped
+from hpfwi.cli_data import app as data_app
+from hpfwi.errors import ConfigError, HpfwiError, Stopped
+from hpfwi.verbs import verb_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from hpfwi.config import RunConfig
     from hpfwi.inversion.invert import Outcome
     from hpfwi.run_folder import RunFolder
-
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     help="Find the velocity of the earth from seismic records: full waveform inversion with grids or neural networks.",
@@ -37,6 +35,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(data_app, name="data")
+_verb = verb_of(app)
 
 Source = Annotated[
     str, typer.Argument(metavar="RUN.TOML", help="A TOML file, or a recipe: demo, marmousi_smooth, marmousi_linear.")
@@ -75,45 +76,6 @@ def _hpfwi(
 ) -> None:
     if debug:
         os.environ["HPFWI_DEBUG"] = "1"
-
-
-def _verb(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command whose errors end it with one sentence on stderr and the exit code of their kind."""
-
-    @functools.wraps(function)
-    def guarded(*arguments: Any, **options: Any) -> None:
-        try:
-            function(*arguments, **options)
-        except (typer.Exit, typer.Abort):
-            raise
-        except BaseException as error:
-            if isinstance(error, SystemExit | GeneratorExit) or os.environ.get("HPFWI_DEBUG", "0") not in ("", "0"):
-                raise
-            sentence, code = _said(error)
-            typer.echo(sentence, err=True)
-            raise typer.Exit(code) from None
-
-    return app.command(function.__name__)(guarded)
-
-
-def _said(error: BaseException) -> tuple[str, int]:
-    """What to print for an error, and the exit code of its kind."""
-    from hpfwi.parallel import ClusterError
-    from hpfwi_kernels.errors import KernelError
-
-    text = " ".join(str(error).split())
-    if isinstance(error, HpfwiError):
-        return text, error.exit_code
-    if isinstance(error, KernelError):
-        return text, EXIT_DATA
-    if isinstance(error, ClusterError):
-        return text, EXIT_CLUSTER
-    if isinstance(error, KeyboardInterrupt):
-        return "Interrupted.", EXIT_INTERRUPTED
-    return (
-        f"hpfwi failed in a way it does not know ({type(error).__name__}: {text or 'no message'}); run it with --debug "
-        "and report what it shows together with the output of `hpfwi env`."
-    ), 1
 
 
 @_verb

@@ -232,13 +232,13 @@ def _open_pair(
     if records.shape[1:] != tuple(records_shape) or records.dtype.kind != "f":
         raise DataError(
             f"{records_path} is {records.dtype}{list(records.shape)}: records must be float32[n, "
-            f"{', '.join(map(str, records_shape))}] (sample, shot, time, receiver)."
+            f"{', '.join(map(str, records_shape))}] (sample, shot, time, receiver), or --records-shape another."
         )
     if models.shape[1:] not in (tuple(model_shape), (1, *model_shape)):
         sizes = ", ".join(map(str, model_shape))
         raise DataError(
             f"{models_path} is {models.dtype}{list(models.shape)}: velocities must be float32[n, 1, {sizes}] or "
-            f"[n, {sizes}] (sample, z, x)."
+            f"[n, {sizes}] (sample, z, x), or --model-shape another."
         )
     if records.samples != models.samples:
         raise DataError(

@@ -1,0 +1,56 @@
+"""How a function becomes a command whose errors end it with one sentence on stderr and the exit code of their kind."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from hpfwi.errors import EXIT_CLUSTER, EXIT_DATA, HpfwiError
+
+EXIT_INTERRUPTED = 130
+
+
+def verb_of(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that registers a function with `app` as the command of its name, guarded against its errors."""
+
+    def verb(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def guarded(*arguments: Any, **options: Any) -> None:
+            try:
+                function(*arguments, **options)
+            except (typer.Exit, typer.Abort):
+                raise
+            except BaseException as error:
+                if isinstance(error, SystemExit | GeneratorExit) or os.environ.get("HPFWI_DEBUG", "0") not in ("", "0"):
+                    raise
+                sentence, code = _said(error)
+                typer.echo(sentence, err=True)
+                raise typer.Exit(code) from None
+
+        return app.command(function.__name__)(guarded)
+
+    return verb
+
+
+def _said(error: BaseException) -> tuple[str, int]:
+    """What to print for an error, and the exit code of its kind."""
+    from hpfwi.parallel import ClusterError
+    from hpfwi_kernels.errors import KernelError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, HpfwiError):
+        return text, error.exit_code
+    if isinstance(error, KernelError):
+        return text, EXIT_DATA
+    if isinstance(error, ClusterError):
+        return text, EXIT_CLUSTER
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted.", EXIT_INTERRUPTED
+    return (
+        f"hpfwi failed in a way it does not know ({type(error).__name__}: {text or 'no message'}); run it with --debug "
+        "and report what it shows together with the output of `hpfwi env`."
+    ), 1
