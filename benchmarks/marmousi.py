@@ -30,9 +30,9 @@ SIGMA_CELLS = 10.0
 """Of the smooth start. From 20 cells cycle skipping in the first iterations decides the outcome, which turns with small
 changes of the data; from 10 cells pixel FWI, the control, converges."""
 SEEDED = ("pretrain", "s-denorm")
-SINGLE = ("pixel", "a-denorm-joint", "a-denorm-recentre", "a-denorm-moving-mean", "pretrain-1000")
-PRETRAIN_1000 = ("kind=pretrain", "pretrain.stop_mae_mps=0.0", "pretrain.max_steps=1000")
-"""1000 steps whatever the error, instead of as many as it takes to come within 10 m/s."""
+SINGLE = ("pixel", "a-denorm-joint", "a-denorm-recentre", "a-denorm-moving-mean", "pretrain-short")
+PRETRAIN = ("kind=pretrain", "pretrain.stop_mae_mps=3.0", "pretrain.max_steps=1000")
+"""Pretraining to within 3 m/s of the start; `pretrain-short` stops at the default of 10 m/s."""
 SEEDS = (0, 1, 2)
 AFFORDABLE = (
     "survey.dt_s=0.0015",
@@ -54,7 +54,7 @@ def cases() -> list[tuple[str, str, int]]:
     """(start, kind, seed) of every run, those that carry the main question first."""
     seeded = [(start, kind, seed) for seed in SEEDS for start in STARTS for kind in SEEDED]
     single = [(start, kind, 0) for kind in SINGLE for start in STARTS]
-    return seeded[:4] + single[:6] + seeded[4:] + single[6:]
+    return seeded[:4] + single[:4] + seeded[4:] + single[4:]
 
 
 def name_of(case: tuple[str, str, int]) -> str:
@@ -67,7 +67,7 @@ def name_of(case: tuple[str, str, int]) -> str:
 
 def parameterisation_of(kind: str) -> tuple[str, ...]:
     """Options of inversion.parameterisation for a kind of the table."""
-    return PRETRAIN_1000 if kind == "pretrain-1000" else (f"kind={kind}",)
+    return {"pretrain": PRETRAIN, "pretrain-short": ("kind=pretrain",)}.get(kind, (f"kind={kind}",))
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -205,7 +205,7 @@ def test_the_marmousi_recipes_follow_the_published_settings() -> None:
         assert (config.model.resample, config.model.relabel_spacing_m) == ((94, 288), (15.0, 15.0))
         assert config.model.clip_mps == (1500.0, 5500.0)
         assert (config.survey.shots, config.survey.first_source_m, config.survey.source_spacing_m) == (13, 360, 300)
-        assert (config.survey.receivers, config.survey.source_depth_m, config.survey.receiver_depth_m) == (None,) * 3
+        assert (config.survey.receivers, config.survey.receiver_depth_m) == (None, None)
         assert (config.survey.dt_s, config.survey.samples) == (0.0019, 1000)
         assert (config.source.peak_hz, config.source.delay_s) == (8.0, None)
         assert (config.modelling.order, config.modelling.absorbing_cells, config.modelling.free_surface) == (
