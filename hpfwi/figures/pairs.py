@@ -60,7 +60,7 @@ def draw_pairs(
                 vmax=clip,
                 aspect="auto",
             )
-            axes.set_title(f"shot {shot} of {records.shape[1]}")
+            axes.set_title(f"shot {shot + 1} of {records.shape[1]}")
             axes.set_xlabel("receiver")
             axes.tick_params(labelleft=column == 0)
             if column == 0:
