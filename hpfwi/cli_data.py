@@ -345,3 +345,89 @@ def _progress(what: str) -> Iterator[Progress]:
             typer.echo(f"{done} of {total} {what}, {left:.0f} s left")
 
     yield line
+
+
+@_verb
+def generate(
+    family: Annotated[
+        str, typer.Argument(metavar="FAMILY", help="flatvel-a … curvefault-b, style-a, style-b or segsalt.")
+    ],
+    out: Out,
+    samples: Annotated[int, typer.Option("-n", "--samples", metavar="N", min=1, help="Pairs to make.")],
+    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Another seed is another series.")] = 0,
+    test: Annotated[
+        int | None,
+        typer.Option("--test", metavar="N", min=0, help="Pairs at the end that test; without it, one in ten."),
+    ] = None,
+    workers: Annotated[
+        str, typer.Option("--workers", metavar="N", help="Worker processes; 0 computes in this process with threads.")
+    ] = "auto",
+    model_shape: ModelShape = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change one option of the modelling, such as steps=500."),
+    ] = None,
+    float16: Float16 = False,
+    compress: Compression = Compress.none,
+    shard_samples: ShardSamples = None,
+) -> None:
+    """Make velocity maps of a family and model their records as OpenFWI's were.
+
+    The same command goes on where it was interrupted, and its result does not depend on the workers. A sample is the
+    same whatever the number of samples.
+    """
+    import signal
+    import sys
+
+    from hpfwi.errors import Stopped
+    from hpfwi.synthetic.dataset import DatasetSettings, begin_dataset, family_modelling
+    from hpfwi.synthetic.dataset import generate as generate_pairs
+    from hpfwi.synthetic.families import default_shape
+
+    cluster = _cluster(workers)
+    test_samples = samples // 10 if test is None else test
+    if test_samples > samples:
+        raise ConfigError(f"--test {test_samples} is more than the {samples} pairs there are: give at most {samples}.")
+    settings = DatasetSettings(
+        family=family,
+        samples=samples,
+        seed=seed,
+        shape=_shapes(None, model_shape).get("model_shape", default_shape(family)),
+        test_samples=test_samples,
+        modelling=family_modelling(family, overrides or []),
+    )
+    command = shlex.join(["hpfwi", *sys.argv[1:]])
+    writer = begin_dataset(
+        out,
+        settings,
+        dtype="float16" if float16 else "float32",
+        compression=compress.value,
+        shard_samples=shard_samples,
+        resume_with=command,
+    )
+    todo = sum(map(len, writer.missing()))
+    typer.echo(f"{family}: {samples} samples, {samples - todo} of them whole, seed {seed}")
+    begin = time.monotonic()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _progress("samples") as progress:
+            store = generate_pairs(writer, settings, cluster, progress=progress, say=typer.echo)
+    except KeyboardInterrupt:
+        raise Stopped(f"Stopped; start `{command}` again, and it goes on from the last whole shard.") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    for name, unit in (("records", ""), ("models", " m/s")):
+        typer.echo(f"{name.capitalize():<12} {_statistics(store.statistics[name], unit)}")
+    if todo:
+        seconds = time.monotonic() - begin
+        typer.echo(f"Speed        {todo / seconds:.3g} samples/s, {seconds:.1f} s for {todo}")
+    typer.echo(f"Wrote        {store.samples} pairs to {out}")
+
+
+def _cluster(workers: str) -> Any:
+    """Settings of so many workers; raises ConfigError for what is no number of workers."""
+    from hpfwi.parallel import ClusterSettings
+
+    if workers != "auto" and not workers.isdecimal():
+        raise ConfigError(f"--workers {workers} is no number of workers: give a whole number from 0, or auto.")
+    return ClusterSettings(workers="auto" if workers == "auto" else int(workers))

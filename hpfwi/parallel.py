@@ -12,14 +12,14 @@ computes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpfwi_cluster import ClusterSettings, Group, ItemResult, IterationResult, State, make_group
+from hpfwi_cluster import ClusterSettings, Group, ItemResult, IterationResult, State, Task, make_group
 from hpfwi_cluster.errors import ClusterError, GroupLost
 from hpfwi_cluster.replica import one_torch_thread
 
@@ -31,10 +31,12 @@ __all__ = [
     "ClusterSettings",
     "Group",
     "GroupLost",
+    "ItemResult",
     "IterationResult",
     "State",
     "groups_of_shots",
     "one_torch_thread",
+    "start_generation",
     "start_group",
 ]
 
@@ -57,6 +59,20 @@ def start_group(run: Path, settings: ClusterSettings) -> Group:
     workers = settings.worker_count()
     threads = settings.threads_per_worker if workers else local_threads(settings)
     return make_group(factory, workers=workers, threads_per_worker=threads, settings=settings)
+
+
+def start_generation(factory: Callable[[], Task], settings: ClusterSettings) -> Group:
+    """Start the workers that write the shards of a generated data set, one item each; `workers = 0` starts none.
+
+    factory  builds a rank's task, whose items do their work by writing and contribute zeros to the sum; picklable
+
+    raises  ClusterError: the workers cannot be had, or a task cannot be built
+    """
+    workers = settings.worker_count()
+    threads = settings.threads_per_worker if workers else local_threads(settings)
+    group = make_group(factory, workers=workers, threads_per_worker=threads, settings=settings)
+    group.exponent = 0  # zeros fit every scale; without one, the first item would be computed alone to learn it
+    return group
 
 
 def local_threads(settings: ClusterSettings) -> int:

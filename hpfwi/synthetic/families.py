@@ -1,10 +1,10 @@
 """Velocity maps of the families that networks are trained on: layers, folds and faults, textures, salt.
 
-The names are those of OpenFWI's families, and so is what a map of each shows: `flat` or `curve` interfaces, `vel` without
-and `fault` with faults; in the layered families of kind `a` the velocity grows with depth, in those of kind `b` it is
-drawn anew for every layer, and the faulted ones have more layers and faults. `style` maps have no layers of one velocity
-but textures, smooth in kind `a` and sharp in kind `b`; OpenFWI made its own from photographs, here they are made from
-random fields (`textures`). `segsalt` is salt in flat layers, after the SEG salt model (`salt`).
+The names are those of OpenFWI's families, and so is what a map of each shows: `flat` or `curve` interfaces, `vel`
+without and `fault` with faults; in the layered families of kind `a` the velocity grows with depth, in those of kind `b`
+it is drawn anew for every layer, and the faulted ones have more layers and faults. `style` maps have no layers of one
+velocity but textures, smooth in kind `a` and sharp in kind `b`; OpenFWI made its own from photographs, here they are
+made from random fields (`textures`). `segsalt` is salt in flat layers, after the SEG salt model (`salt`).
 
 What real maps show sets the numbers where there are real maps: three of CurveVel-A have integer velocities from 1500 to
 4500 m/s, layers about equally thick (14 to 24 of 70 cells) under one common curve that spans 15 to 37 cells and turns

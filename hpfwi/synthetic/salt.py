@@ -1,8 +1,8 @@
-"""Velocity maps of salt in flat layers, after the maps of 201 x 301 cells that networks for the SEG salt model train on.
+"""Velocity maps of salt in flat layers, after the 201 x 301 maps that networks for the SEG salt model train on.
 
-What 70 published maps show: 5 to 10 layers from 2000 to 4000 m/s, faster with depth, their interfaces rough by a cell or
-two; one body of 4500 m/s from a tenth to nine tenths of the width, with two crests of unequal height, that covers 4 to
-24 % of the map; in seven of ten it stands on the bottom, in the others it floats.
+What 70 published maps show: 5 to 10 layers from 2000 to 4000 m/s, faster with depth, their interfaces rough by a cell
+or two; one body of 4500 m/s from a tenth to nine tenths of the width, with two crests of unequal height, that covers 4
+to 24 % of the map; in seven of ten it stands on the bottom, in the others it floats.
 """
 
 from __future__ import annotations

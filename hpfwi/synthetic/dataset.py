@@ -1,0 +1,218 @@
+"""A data set of pairs made here: velocity maps of a family and their records, shard by shard, on any number of workers.
+
+Sample i is a pure function of (family, shape, seed, i) and of how records are made, and shards are fixed by the
+settings, so a store has the same bytes whoever wrote which part of it, and however often it was interrupted.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hpfwi import __version__
+from hpfwi.errors import ConfigError
+from hpfwi.options import options_of
+from hpfwi.parallel import ClusterSettings, GroupLost, ItemResult, State, start_generation
+from hpfwi.physics.openfwi import OpenFwiSettings, OpenFwiSimulator
+from hpfwi.store.openfwi import PairStore, PairsWriter, create_pairs, shard_samples_for
+from hpfwi.store.shards import Compression
+from hpfwi.synthetic.families import SEG_SHAPE, default_shape, velocity_map
+
+FEWEST_SHARDS = 50
+"""Shards of a data set of at least so many samples: enough for some workers to share evenly."""
+
+SEG_MODELLING = OpenFwiSettings(shots=29, steps=2000, keep_every=5)
+"""The SEG salt sets' geometry: 29 shots, 2 s stored as every fifth of 2000 samples."""
+
+POLL_S = 0.5
+"""Time between two looks at how many shards are whole."""
+
+
+class DatasetSettings(BaseModel):
+    """What a generated data set holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: str = Field(description="Family of the velocity maps, such as curvefault-b.")
+    samples: int = Field(ge=1, description="Pairs in the whole set.")
+    seed: int = Field(default=0, ge=0, description="Chooses another series of maps.")
+    shape: tuple[int, int] = Field(description="Rows and columns of the maps.")
+    test_samples: int = Field(default=0, ge=0, description="Pairs at the end that make up the split `test`.")
+    modelling: OpenFwiSettings = Field(default=OpenFwiSettings(), description="How records are made.")
+
+    @property
+    def splits(self) -> dict[str, range]:
+        """Samples of each split by name."""
+        train = max(self.samples - self.test_samples, 0)
+        splits = {"train": range(train), "test": range(train, self.samples)}
+        return {name: split for name, split in splits.items() if split}
+
+
+def family_modelling(family: str, overrides: Sequence[str] = ()) -> OpenFwiSettings:
+    """How the records of a family's published sets were made, with some options changed.
+
+    overrides  "name=value" of an option of `OpenFwiSettings`
+    raises     ConfigError: no such family or option, a value that it cannot take
+
+    >>> family_modelling("curvevel-a", ["steps=500"]).steps
+    500
+    """
+    preset = SEG_MODELLING if default_shape(family) == SEG_SHAPE else OpenFwiSettings()
+    known = options_of(preset)
+    values = preset.model_dump()
+    for override in overrides:
+        name, _, text = override.partition("=")
+        if name not in known:
+            raise ConfigError(f"{override}: {name} is not an option of the modelling; there are {', '.join(known)}.")
+        try:
+            values = OpenFwiSettings.model_validate(values | {name: text}).model_dump()
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].lower()
+            about = known[name].description.rstrip(".")
+            raise ConfigError(f"{override} cannot be used ({about}): {reason}.") from None
+    return OpenFwiSettings.model_validate(values)
+
+
+def begin_dataset(
+    path: str | Path,
+    settings: DatasetSettings,
+    *,
+    dtype: str = "float32",
+    compression: Compression = "none",
+    shard_samples: int | None = None,
+    resume_with: str = "",
+) -> PairsWriter:
+    """Begin the store of a data set, or take up the one that was begun with the same settings.
+
+    dtype, compression, resume_with  as in `create_pairs`
+    shard_samples                    samples a shard; None takes as many as `create_pairs`, or fewer for 50 shards
+
+    raises  ConfigError, DataError: no such family, settings that cannot be modelled, another store in the way
+            hpfwi_kernels.errors.StabilityError: a time step too long for such cells
+    """
+    simulator = OpenFwiSimulator(settings.shape, settings.modelling)
+    velocity_map(settings.family, settings.shape, settings.seed, 0)  # refuses what cannot be drawn
+    shots, times, receivers = simulator.records_shape
+    if shard_samples is None:
+        largest = shard_samples_for(settings.samples, 4 * shots * times * receivers)
+        shard_samples = min(largest, max(1, settings.samples // FEWEST_SHARDS))
+    return create_pairs(
+        # Workers may start in another folder.
+        Path(path).absolute(),
+        samples=settings.samples,
+        records_shape=simulator.records_shape,
+        model_shape=settings.shape,
+        family=settings.family,
+        physics=simulator.physics,
+        splits=settings.splits,
+        dtype=dtype,
+        compression=compression,
+        shard_samples=shard_samples,
+        provenance={"made_by": f"hpfwi {__version__}", "family": settings.family, "seed": settings.seed},
+        resume_with=resume_with,
+    )
+
+
+def generate(
+    writer: PairsWriter,
+    settings: DatasetSettings,
+    cluster: ClusterSettings,
+    *,
+    progress: Callable[[int, int], None] = lambda done, samples: None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> PairStore:
+    """Write what is missing of a data set and finish its store.
+
+    writer    from `begin_dataset` with the same settings
+    progress  called now and then, from another thread too, with the samples that are whole and all of them
+    say       called with a sentence for every worker that was lost
+
+    raises  hpfwi_cluster.errors.ClusterError: no workers, or a shard that cannot be computed or written
+    """
+    missing = writer.missing()
+    if missing:
+        with start_generation(partial(ShardTask, writer, settings), cluster) as group, _watched(writer, progress):
+            while missing:
+                costs = [float(len(shard)) for shard in missing]
+                try:
+                    result = group.run(0, [shard.start for shard in missing], costs)
+                except GroupLost as error:
+                    say(str(error))
+                    group.load_state({})
+                else:
+                    for sentence in result.lost:
+                        say(sentence)
+                missing = writer.missing()
+    return writer.finish()
+
+
+class ShardTask:
+    """A rank's part in a data set: an item is the number of a shard's first sample, its work is to write the shard."""
+
+    def __init__(self, writer: PairsWriter, settings: DatasetSettings) -> None:
+        self._writer = writer
+        self._settings = settings
+        self._simulator = OpenFwiSimulator(settings.shape, settings.modelling)
+        self._shards: dict[int, range] = {}
+
+    def begin(self, iteration: int) -> None:
+        """Look up which shards there are to write."""
+        self._shards = {shard.start: shard for shard in self._writer.missing()}
+
+    def compute(self, item: int) -> ItemResult:
+        """Make the samples of a shard and write it; an item that was written before is left alone."""
+        if item in self._shards:
+            records, models = self.pairs(self._shards[item])
+            self._writer.write(item, records, models)
+        return ItemResult(np.zeros(1), {})
+
+    def pairs(self, samples: range) -> tuple[np.ndarray, np.ndarray]:
+        """Records float32[n, shot, time, receiver] and models float32[n, z, x] of some samples."""
+        settings = self._settings
+        records = np.empty((len(samples), *self._simulator.records_shape), np.float32)
+        models = np.empty((len(samples), *settings.shape), np.float32)
+        for row, sample in enumerate(samples):
+            models[row] = velocity_map(settings.family, settings.shape, settings.seed, sample)
+            records[row] = self._simulator.records(models[row])
+        return records, models
+
+    def finish(self, iteration: int, total: np.ndarray | None) -> None:
+        """Nothing to advance."""
+
+    def state(self) -> State:
+        """Nothing but what is on the disk."""
+        return {}
+
+    def load_state(self, state: State) -> None:
+        """Nothing to take over."""
+
+
+@contextmanager
+def _watched(writer: PairsWriter, progress: Callable[[int, int], None]) -> Iterator[None]:
+    """Report how many samples are whole on the disk while the block runs, whoever wrote them."""
+    samples = int(writer.plan["samples"])
+    over = threading.Event()
+
+    def watch() -> None:
+        while True:
+            begin = time.monotonic()
+            progress(samples - sum(map(len, writer.missing())), samples)
+            # A look costs more the more shards there are; it must stay a small share of the time.
+            if over.wait(max(POLL_S, 20.0 * (time.monotonic() - begin))):
+                return
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        progress(samples - sum(map(len, writer.missing())), samples)
