@@ -38,3 +38,13 @@ def hot(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of scalars, tuples and non-overlapping arrays that allocates nothing; it releases the GIL."""
     compiled: Callable[..., Any] = numba.njit(**_PUBLIC, **private_options())(function)
     return compiled
+
+
+def hot_sum(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`hot` for functions that add up many terms: the compiler may reorder a sum, which packing it needs.
+
+    The order is fixed when the function is compiled, so the bits do not change from call to call.
+    """
+    options = _PUBLIC | {"fastmath": {"contract", "reassoc", "nsz"}}
+    compiled: Callable[..., Any] = numba.njit(**options, **private_options())(function)
+    return compiled
