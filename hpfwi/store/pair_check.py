@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,8 +23,9 @@ Progress = Callable[[int, int], None]
 BLOCK_BYTES = 64_000_000
 """Samples that are looked at together take at most this much memory (a single one may take more)."""
 
-FIRST_OF_WAVELET = -1.648e-4
-"""First value of OpenFWI's Ricker wavelet, 15 Hz in 147 samples of 1 ms: (1 - 2a²) exp(-a²) with a = 73 · 0.015 π."""
+_PHASE = (73 * 15.0 * 0.001 * math.pi) ** 2
+FIRST_OF_WAVELET = (1 - 2 * _PHASE) * math.exp(-_PHASE)
+"""First value of OpenFWI's wavelet: a Ricker of 15 Hz in 147 samples of 1 ms, 73 samples before its centre."""
 
 SOURCE_VELOCITY_GAP = 0.01
 """Relative distance between two velocities under a source beyond which records and models hardly belong together."""
