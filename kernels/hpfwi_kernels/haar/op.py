@@ -1,12 +1,16 @@
-"""The wavelet convolution as a torch operation, and the same layer from torch's own operations."""
+"""The wavelet convolution and the transform as torch operations, and the same from torch's own."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpfwi_kernels.errors import KernelError
+from hpfwi_kernels.haar import cpu
+from hpfwi_kernels.haar.filtering import SIDES
 from hpfwi_kernels.haar.filters import Filters, filters
 
 
@@ -22,7 +26,7 @@ def wavelet_convolution(
 ) -> Tensor:
     """Depthwise convolution plus a depthwise convolution of wavelet coefficients, in one pass over x.
 
-    x             [sample, channel, row, column], any size
+    x             [sample, channel, row, column], any size, float32, float64, bfloat16 or float16
     base_weight   [channel, 1, k, k], k odd: what a depthwise torch.nn.Conv2d stores
     base_bias     [channel] or None
     base_scale    one factor per channel, any shape that holds as many; None is 1. It scales the bias too
@@ -30,11 +34,71 @@ def wavelet_convolution(
                   order low, difference along rows, difference along columns, diagonal
     band_scales   per level, one factor per band (4 channel values, any shape); None is 1
     wavelet       'haar', 'db2', 'db3' or 'db4'
-    returns       the shape and dtype of x; differentiable once in every tensor
+    returns       the shape and dtype of x, sums taken in float32 at least; differentiable once in every tensor
     raises        KernelError where shapes do not fit each other
+
+    Weights may be of a higher precision than x, as under autocast, where x comes from a low-precision layer.
     """
     _require_fitting(x, base_weight, base_bias, band_weights)
-    return eager_wavelet_convolution(x, base_weight, base_bias, base_scale, band_weights, band_scales, wavelet=wavelet)
+    arguments = (x, base_weight, base_bias, base_scale, band_weights, band_scales)
+    if not compiled(x, base_weight.shape[-1]):
+        with torch.autocast(x.device.type, enabled=False):
+            low = _in(x.dtype, arguments[1:])
+            return eager_wavelet_convolution(x, *low, wavelet=wavelet)
+    precision = torch.float64 if x.dtype == torch.float64 else torch.float32
+    channels, k = x.shape[1], base_weight.shape[-1]
+    base = base_weight.reshape(channels, k, k)
+    if base_scale is not None:
+        base = base * base_scale.reshape(-1, 1, 1)
+        base_bias = None if base_bias is None else base_bias * base_scale.reshape(-1)
+    bands = [weight.reshape(channels, 4, k, k) for weight in band_weights]
+    if band_scales is not None:
+        bands = [band * scale.reshape(channels, 4, 1, 1) for band, scale in zip(bands, band_scales, strict=True)]
+    stacked = torch.stack(bands) if bands else base.new_empty((0, channels, 4, k, k))
+    result: Tensor = _convolution(
+        x,
+        base.to(precision),
+        None if base_bias is None else base_bias.to(precision),
+        stacked.to(precision),
+        wavelet,
+    )
+    return result
+
+
+def transform(x: Tensor, wavelet: str = "haar") -> Tensor:
+    """One level of wavelet coefficients: [sample, channel, row, column] to [sample, channel, 4, row/2, column/2].
+
+    Odd sides are rounded up. Bands: low, difference along rows, difference along columns, diagonal; x is zero outside.
+    Its gradient is `inverse`.
+    """
+    if x.dim() != 4 or 0 in x.shape:
+        raise KernelError(f"x has shape {tuple(x.shape)}; give [sample, channel, row, column], none of them zero.")
+    if not compiled(x, 1):
+        return eager_transform(x, wavelet)
+    result: Tensor = _transform(x, wavelet)
+    return result
+
+
+def inverse(bands: Tensor, shape: tuple[int, int], wavelet: str = "haar") -> Tensor:
+    """Planes [sample, channel, *shape] from what `transform` returns: its transpose, which for 'haar' is its inverse.
+
+    The longer wavelets reach over the border, where their transform of a bounded plane loses what lies outside; they
+    are inverted exactly away from it.
+    """
+    if bands.dim() != 5 or tuple(bands.shape[2:]) != (4, -(-shape[0] // 2), -(-shape[1] // 2)):
+        raise KernelError(
+            f"bands has shape {tuple(bands.shape)}; give [sample, channel, 4, {-(-shape[0] // 2)}, {-(-shape[1] // 2)}] "
+            f"for planes of {shape[0]} x {shape[1]}."
+        )
+    if not compiled(bands, 1):
+        return eager_inverse(bands, shape, wavelet)
+    result: Tensor = _inverse(bands, shape[0], shape[1], wavelet)
+    return result
+
+
+def compiled(x: Tensor, k: int) -> bool:
+    """Whether x's device and a filter of k x k have a compiled kernel; elsewhere torch's own operations do the work."""
+    return x.device.type == "cpu" and k in SIDES
 
 
 def _require_fitting(x: Tensor, base_weight: Tensor, base_bias: Tensor | None, band_weights: Sequence[Tensor]) -> None:
@@ -55,6 +119,115 @@ def _require_fitting(x: Tensor, base_weight: Tensor, base_bias: Tensor | None, b
             )
 
 
+def _array(tensor: Tensor) -> NDArray:
+    """The tensor's memory as an array; precisions that NumPy has not become float32."""
+    wide = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    return wide.detach().contiguous().numpy()
+
+
+@torch.library.custom_op("hpfwi::wavelet_convolution", mutates_args=(), device_types="cpu")
+def _convolution(x: Tensor, base: Tensor, bias: Tensor | None, bands: Tensor, wavelet: str) -> Tensor:
+    """Scales already in the filters: base [channel, k, k], bands [level, channel, 4, k, k]."""
+    offset = None if bias is None else _array(bias)
+    out = cpu.forward(_array(x), _array(base), offset, _array(bands), wavelet, threads=torch.get_num_threads())
+    return torch.from_numpy(out).to(x.dtype)
+
+
+@_convolution.register_fake
+def _(x: Tensor, base: Tensor, bias: Tensor | None, bands: Tensor, wavelet: str) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("hpfwi::wavelet_convolution_gradient", mutates_args=(), device_types="cpu")
+def _convolution_gradient(
+    x: Tensor, base: Tensor, bands: Tensor, gradient: Tensor, wavelet: str, wants_x: bool, wants_weights: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, base, bias and bands; empty where not wanted."""
+    parts = cpu.gradient(
+        _array(x),
+        _array(base),
+        _array(bands),
+        _array(gradient),
+        wavelet,
+        wants_x=wants_x,
+        wants_weights=wants_weights,
+        threads=torch.get_num_threads(),
+    )
+    x_gradient, base_gradient, bias_gradient, band_gradient = (torch.from_numpy(part) for part in parts)
+    return x_gradient.to(x.dtype), base_gradient, bias_gradient, band_gradient
+
+
+@_convolution_gradient.register_fake
+def _(
+    x: Tensor, base: Tensor, bands: Tensor, gradient: Tensor, wavelet: str, wants_x: bool, wants_weights: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape if wants_x else (0,)),
+        base.new_empty(base.shape if wants_weights else (0,)),
+        base.new_empty((x.shape[1] if wants_weights else 0,)),
+        bands.new_empty(bands.shape if wants_weights else (0,)),
+    )
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, base, _, bands, ctx.wavelet = inputs
+    ctx.save_for_backward(x, base, bands)
+
+
+def _convolution_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, base, bands = ctx.saved_tensors
+    wants_x, wants_base, wants_bias, wants_bands, _ = ctx.needs_input_grad
+    wants_weights = wants_base or wants_bias or wants_bands
+    parts = _convolution_gradient(x, base, bands, gradient, ctx.wavelet, wants_x, wants_weights)
+    return *(part if wanted else None for part, wanted in zip(parts, ctx.needs_input_grad[:4], strict=True)), None
+
+
+_convolution.register_autograd(_convolution_backward, setup_context=_keep_inputs)
+
+
+@torch.library.custom_op("hpfwi::wavelet_transform", mutates_args=(), device_types="cpu")
+def _transform(x: Tensor, wavelet: str) -> Tensor:
+    out = cpu.transform(_array(x), wavelet, threads=torch.get_num_threads())
+    return torch.from_numpy(out).to(x.dtype)
+
+
+@_transform.register_fake
+def _(x: Tensor, wavelet: str) -> Tensor:
+    return x.new_empty((*x.shape[:2], 4, (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2))
+
+
+@torch.library.custom_op("hpfwi::wavelet_inverse", mutates_args=(), device_types="cpu")
+def _inverse(bands: Tensor, rows: int, columns: int, wavelet: str) -> Tensor:
+    out = cpu.inverse(_array(bands), (rows, columns), wavelet, threads=torch.get_num_threads())
+    return torch.from_numpy(out).to(bands.dtype)
+
+
+@_inverse.register_fake
+def _(bands: Tensor, rows: int, columns: int, wavelet: str) -> Tensor:
+    return bands.new_empty((*bands.shape[:2], rows, columns))
+
+
+def _keep_shape(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.wavelet = inputs
+    ctx.rows, ctx.columns = x.shape[2:]
+
+
+def _keep_wavelet(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.wavelet = inputs[-1]
+
+
+def _transform_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    return _inverse(gradient, ctx.rows, ctx.columns, ctx.wavelet), None
+
+
+def _inverse_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    return _transform(gradient, ctx.wavelet), None, None, None
+
+
+_transform.register_autograd(_transform_backward, setup_context=_keep_shape)
+_inverse.register_autograd(_inverse_backward, setup_context=_keep_wavelet)
+
+
 def eager_wavelet_convolution(
     x: Tensor,
     base_weight: Tensor,
@@ -67,38 +240,53 @@ def eager_wavelet_convolution(
 ) -> Tensor:
     """wavelet_convolution from torch's own operations, as the published layer puts them together."""
     channels, pad = x.shape[1], base_weight.shape[-1] // 2
-    pair = filters(wavelet)
-    analysis = _bank(pair, channels, x)
     lows, levels = x, []
     for level, weight in enumerate(band_weights):
-        shape = lows.shape[2:]
-        bands = F.conv2d(_even(lows), analysis, stride=2, padding=pair.pad, groups=channels)
-        lows = bands[:, ::4]
-        tags = F.conv2d(bands, weight, padding=pad, groups=4 * channels)
+        shape = (lows.shape[2], lows.shape[3])
+        bands = eager_transform(lows, wavelet)
+        lows = bands[:, :, 0]
+        tags = F.conv2d(bands.flatten(1, 2), weight, padding=pad, groups=4 * channels)
         if band_scales is not None:
             tags = tags * band_scales[level].reshape(1, -1, 1, 1)
-        levels.append((tags, shape))
+        levels.append((tags.unflatten(1, (channels, 4)), shape))
     coarse: Tensor | None = None
     for tags, shape in reversed(levels):
         if coarse is not None:
-            split = tags.unflatten(1, (channels, 4))
-            tags = torch.cat([(split[:, :, 0] + coarse).unsqueeze(2), split[:, :, 1:]], dim=2).flatten(1, 2)
-        whole = F.conv_transpose2d(tags, _bank(pair, channels, tags), stride=2, padding=pair.pad, groups=channels)
-        coarse = whole[:, :, : shape[0], : shape[1]]
+            tags = torch.cat([(tags[:, :, 0] + coarse).unsqueeze(2), tags[:, :, 1:]], dim=2)
+        coarse = eager_inverse(tags, shape, wavelet)
     base = F.conv2d(x, base_weight, base_bias, padding=pad, groups=channels)
     if base_scale is not None:
         base = base * base_scale.reshape(1, -1, 1, 1)
     return base if coarse is None else base + coarse
 
 
-def _even(x: Tensor) -> Tensor:
-    """A zero row below and a zero column at the right where the sides are odd."""
+def eager_transform(x: Tensor, wavelet: str = "haar") -> Tensor:
+    """Compute `transform` by a strided convolution, after a row and a column of zeros where the sides are odd."""
     rows, columns = x.shape[2:]
-    return F.pad(x, (0, columns % 2, 0, rows % 2)) if rows % 2 or columns % 2 else x
+    if rows % 2 or columns % 2:
+        x = F.pad(x, (0, columns % 2, 0, rows % 2))
+    pair = filters(wavelet)
+    bands = F.conv2d(x, _bank(pair, x.shape[1], x), stride=2, padding=pair.pad, groups=x.shape[1])
+    return bands.unflatten(1, (x.shape[1], 4))
+
+
+def eager_inverse(bands: Tensor, shape: tuple[int, int], wavelet: str = "haar") -> Tensor:
+    """Compute `inverse` by a transposed convolution, cropped to `shape`."""
+    pair, channels = filters(wavelet), bands.shape[1]
+    bank = _bank(pair, channels, bands)
+    whole = F.conv_transpose2d(bands.flatten(1, 2), bank, stride=2, padding=pair.pad, groups=channels)
+    return whole[:, :, : shape[0], : shape[1]]
 
 
 def _bank(pair: Filters, channels: int, like: Tensor) -> Tensor:
     """The four separable filters, once per channel: [4 channel, 1, length, length] in the dtype of `like`."""
     low, high = (torch.from_numpy(side).to(like.device, like.dtype) for side in pair)
-    bank = torch.stack([torch.outer(row, column) for row in (low, high) for column in (low, high)])
+    bank = torch.stack([torch.outer(row, column) for column in (low, high) for row in (low, high)])
     return bank.repeat(channels, 1, 1).unsqueeze(1)
+
+
+def _in(dtype: torch.dtype, arguments: Any) -> Any:
+    """The same arguments with every tensor in one dtype."""
+    if isinstance(arguments, Tensor):
+        return arguments.to(dtype)
+    return arguments if arguments is None else [_in(dtype, argument) for argument in arguments]

@@ -94,7 +94,7 @@ def _shifted(x: NDArray, k: int) -> list[list[Array]]:
 
 
 def _convolve(x: NDArray, weight: NDArray) -> Array:
-    """Filter each plane with its own taps, not flipped, as torch does: x [sample, ..., row, column], weight [..., k, k]."""
+    """Filter each plane with its own taps, as torch does: x [sample, ..., row, column], weight [..., k, k]."""
     k = weight.shape[-1]
     shifted = _shifted(x, k)
     return np.sum([weight[..., y, z, None, None] * shifted[y][z] for y in range(k) for z in range(k)], axis=0)
