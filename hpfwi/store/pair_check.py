@@ -78,6 +78,15 @@ class _Block:
     mismatched: list[int] = field(default_factory=list)
     digests: list[tuple[bytes, int]] = field(default_factory=list)
 
+    def add(self, later: _Block) -> None:
+        """Add what was seen in the samples that follow."""
+        for name in ARRAYS:
+            self.sums[name] += later.sums[name]
+        for sentence, samples in later.unreadable.items():
+            self.unreadable.setdefault(sentence, []).extend(samples)
+        for attribute in ("not_finite", "not_positive", "constant", "silent", "mismatched", "digests"):
+            getattr(self, attribute).extend(getattr(later, attribute))
+
 
 def verify_pairs(
     path: Path, manifest: dict[str, Any], *, threads: int = 2, progress: Progress = lambda done, files: None
@@ -122,12 +131,7 @@ def inspect_pairs(pairs: Pairs, *, threads: int = 2, progress: Progress = lambda
     whole = _Block()
     with ThreadPoolExecutor(max_workers=threads) as pool:
         for samples, block in zip(blocks, pool.map(partial(_look, pairs), blocks), strict=True):
-            for name in ARRAYS:
-                whole.sums[name] += block.sums[name]
-            for sentence, where in block.unreadable.items():
-                whole.unreadable.setdefault(sentence, []).extend(where)
-            for attribute in ("not_finite", "not_positive", "constant", "silent", "mismatched", "digests"):
-                getattr(whole, attribute).extend(getattr(block, attribute))
+            whole.add(block)
             progress(samples.stop, pairs.samples)
     return _findings(pairs, whole)
 
@@ -141,9 +145,7 @@ def _look(pairs: Pairs, samples: range) -> _Block:
             return _Block(unreadable={str(error): [samples.start]})
         block = _Block()
         for sample in samples:
-            one = _look(pairs, range(sample, sample + 1))
-            for sentence, where in one.unreadable.items():
-                block.unreadable.setdefault(sentence, []).extend(where)
+            block.add(_look(pairs, range(sample, sample + 1)))
         return block
     block = _Block()
     sound = np.isfinite(records).all(axis=(1, 2, 3)) & np.isfinite(models).all(axis=(1, 2))
@@ -191,20 +193,20 @@ def _findings(pairs: Pairs, seen: _Block) -> Findings:
     for sentence, where in seen.unreadable.items():
         found.defects.append(f"{_listed(where)} cannot be read: {sentence}")
     for where, what in (
-        (seen.not_finite, "hold NaN or infinity."),
-        (seen.not_positive, "have velocities that are not positive."),
+        (seen.not_finite, "NaN or infinity in {}."),
+        (seen.not_positive, "Velocities that are not positive in {}."),
     ):
-        found.defects += [f"{_listed(where)} {what}"] if where else []
+        found.defects += [what.format(_listed(where))] if where else []
     for where, what in (
-        (seen.constant, "have a constant model."),
-        (seen.silent, "have a shot that recorded nothing but zeros."),
+        (seen.constant, "A constant model in {}."),
+        (seen.silent, "A shot that recorded nothing but zeros in {}."),
         (
             seen.mismatched,
-            f"tell in their records a velocity under the sources that is more than {SOURCE_VELOCITY_GAP:.0%} off their "
-            "model: are they paired rightly?",
+            f"Records that tell a velocity under their sources more than {SOURCE_VELOCITY_GAP:.0%} off their model in "
+            "{}: are they paired rightly?",
         ),
     ):
-        found.remarks += [f"{_listed(where)} {what}"] if where else []
+        found.remarks += [what.format(_listed(where))] if where else []
     found.remarks += _repeated(pairs, seen.digests)
     if seen.sums["records"]:
         found.statistics = {name: statistics_of(seen.sums[name]) for name in ARRAYS}
@@ -226,8 +228,8 @@ def _repeated(pairs: Pairs, digests: list[tuple[bytes, int]]) -> list[str]:
     for digest, number in digests:
         splits[digest] |= {name for name, split in pairs.splits.items() if number in split}
     shared = sum(len(names) > 1 for names in splits.values())
-    remarks = [f"{_listed(again)} repeat the model of an earlier sample."] if again else []
-    return remarks + ([f"{shared} models are in more than one split."] if shared else [])
+    remarks = [f"The model of an earlier sample once more in {_listed(again)}."] if again else []
+    return remarks + ([f"Models that are in more than one split: {shared}."] if shared else [])
 
 
 def _listed(samples: list[int]) -> str:
