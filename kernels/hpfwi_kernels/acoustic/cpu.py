@@ -1,5 +1,6 @@
 """The Numba implementation, float32 or float64: shots in parallel on threads, each time loop compiled as a whole."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def forward(
     records = buffers.empty((shots, steps, receivers.per_shot), dtype)
     slots = -(-steps // scheme.store_every)
     kept = (shots, slots, layout.rows * layout.width) if store else (1, 1, 1)
-    stored = buffers.empty(kept, dtype) if pool is None else pool.lend(kept, dtype)
+    stored = aligned(math.prod(kept), dtype, pool=pool).reshape(kept)
     strips = constants.strips(scheme, reach=1)
 
     def run(shot: int, workspace: list[NDArray]) -> None:
@@ -110,8 +111,7 @@ def gradient(
         own = (product.astype(np.float64) * drive[shot][source.point]).sum(axis=1)
         np.add.at(per_shot[shot], (source.row, source.column), own)
 
-    sizes = [layout.size] * 6 + [layout.stride + loops.MARGIN] * 3 + [layout.size] * 4
-    _each_shot(run, shots, threads, lambda: _fields(sizes, dtype, pool))
+    _each_shot(run, shots, threads, lambda: _fields([layout.size] * 10, dtype, pool))
     per_model = per_shot if velocity.ndim == 3 else _sum_in_order(per_shot)
     scale = np.divide(2.0, setup.velocity, out=np.zeros_like(setup.velocity), where=setup.velocity != 0)
     velocity_gradient = fold_edges(per_model * scale, scheme).reshape(velocity.shape)
