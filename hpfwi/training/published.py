@@ -1,8 +1,8 @@
 """How each network was trained in the public code of AMFMS, which carries all eleven.
 
 Facts of that code and its configuration, not advice. All use Adam with betas 0.9 and 0.999, no weight decay and no
-clipping. Two things make its comparisons unequal: Gaussian noise is added to the training records of the DD-Nets and the
-ABA-FWIs alone, and AMFMS trains its first epoch with rate 0.
+clipping. Two things make its comparisons unequal: Gaussian noise is added to the training records of the DD-Nets and
+the ABA-FWIs alone, and AMFMS trains its first epoch with rate 0.
 """
 
 from __future__ import annotations
