@@ -167,5 +167,6 @@ def _plan(x: NDArray, k: int, levels: int, wavelet: str) -> _Plan:
         raise KernelError(f"The filters are {k} x {k}; this implementation has k = {', '.join(map(str, SIDES))}.")
     layouts = layout.levels(x.shape[-2], x.shape[-1], k, levels)
     pair = filters(wavelet)
-    constants = (layout.table(layouts), pair.low.astype(x.dtype), pair.high.astype(x.dtype))
+    halves = layout.halves(layouts, x.dtype)
+    constants = (layout.table(layouts), pair.low.astype(x.dtype), pair.high.astype(x.dtype), halves)
     return _Plan(layouts, x.dtype, constants, (1,) * k)

@@ -86,6 +86,12 @@ def table(layouts: list[Layout]) -> NDArray[np.uint64]:
     return np.array(lines, np.uint64)
 
 
+def halves(layouts: list[Layout], dtype: DTypeLike) -> NDArray:
+    """The Haar transform's factor for each level and column: 1/2 on the plane, 0 beyond it."""
+    widest = _round_up(max(layout.columns for layout in layouts))
+    return np.stack([np.where(np.arange(widest) < layout.columns, 0.5, 0.0) for layout in layouts]).astype(dtype)
+
+
 def workspace(layouts: list[Layout], dtype: DTypeLike) -> NDArray:
     """Zeros for the plane and all its coefficients, on a cache line."""
     size = layouts[0].size + 4 * sum(layout.size for layout in layouts[1:])

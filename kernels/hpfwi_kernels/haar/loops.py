@@ -12,7 +12,7 @@ from hpfwi_kernels.haar.filtering import ONE, THREE, TWO, convolve, correlate, s
 from hpfwi_kernels.haar.layout import CELLS, COLUMNS, PAD, PHASE, ROWS, START, STRIDE, row_start
 from hpfwi_kernels.haar.separable import analyse_separably, synthesise_separably
 
-ZERO, FOUR, FIFTEEN, SIXTEEN = np.uint64(0), np.uint64(4), np.uint64(15), np.uint64(16)
+ZERO, FOUR, FIFTEEN = np.uint64(0), np.uint64(4), np.uint64(15)
 
 
 @hot
@@ -32,23 +32,21 @@ def _fill(x, o, padded, line):
 
 
 @hot
-def _split(padded, top, bottom, to, plane, columns):
-    """Haar coefficients of two padded rows; then zeros, over which the vectors wrote."""
-    half = padded.dtype.type(0.5)
+def _split(v, top, bottom, out, to, plane, half):
+    """Haar coefficients of two padded rows.
+
+    v and out are the same memory under two names, for the compiler to see that no store changes what is read. `half` is
+    1/2 on the coefficients' columns and 0 up to the next whole vector, so that the vectors leave zeros there.
+    """
     to1, to2, to3 = to + plane, to + TWO * plane, to + THREE * plane
-    for j in range(_whole(columns)):
-        a, b = padded[top + j + j], padded[top + j + j + ONE]
-        c, d = padded[bottom + j + j], padded[bottom + j + j + ONE]
+    for j in range(np.uint64(half.size)):
+        a, b = v[top + j + j], v[top + j + j + ONE]
+        c, d = v[bottom + j + j], v[bottom + j + j + ONE]
         above, below, over, under = a + b, c + d, a - b, c - d
-        padded[to + j] = half * (above + below)
-        padded[to1 + j] = half * (above - below)
-        padded[to2 + j] = half * (over + under)
-        padded[to3 + j] = half * (over - under)
-    for j in range(SIXTEEN):
-        padded[to + columns + j] = 0
-        padded[to1 + columns + j] = 0
-        padded[to2 + columns + j] = 0
-        padded[to3 + columns + j] = 0
+        out[to + j] = half[j] * (above + below)
+        out[to1 + j] = half[j] * (above - below)
+        out[to2 + j] = half[j] * (over + under)
+        out[to3 + j] = half[j] * (over - under)
 
 
 @hot
@@ -64,7 +62,7 @@ def _join(filtered, at, plane, columns, top, bottom):
 
 
 @hot
-def _analyse(padded, table, low, high, lines):
+def _analyse(padded, table, low, high, halves, lines):
     """Coefficients of every level from the padded plane."""
     for level in range(1, table.shape[0]):
         source, line = table[level - 1], table[level]
@@ -72,10 +70,11 @@ def _analyse(padded, table, low, high, lines):
         if low.size > 2:
             analyse_separably(padded, source, line, low, high, lines)
         else:
+            half = halves[level, : _whole(line[COLUMNS])]
             for i in range(line[ROWS]):
                 top = row_start(source, i + i + source[PAD]) + source[PAD]
                 bottom = row_start(source, i + i + ONE + source[PAD]) + source[PAD]
-                _split(padded, top, bottom, row_start(line, i + line[PAD]) + line[PAD], plane, line[COLUMNS])
+                _split(padded, top, bottom, padded, row_start(line, i + line[PAD]) + line[PAD], plane, half)
 
 
 @hot
@@ -155,14 +154,14 @@ def _total(v, o, cells):
 
 @hot
 def forward_planes(
-    x, base, bias, bands, out, first, end, channels, table, low, high, padded, filtered, lines, reach
+    x, base, bias, bands, out, first, end, channels, table, low, high, halves, padded, filtered, lines, reach
 ):  # fmt: skip
     """Planes first to end - 1 of x [sample, channel] through the whole layer."""
     size = table[0, ROWS] * table[0, COLUMNS]
     for q in range(first, end):
         channel = q % channels
         _fill(x, q * size, padded, table[0])
-        _analyse(padded, table, low, high, lines)
+        _analyse(padded, table, low, high, halves, lines)
         _filter(padded, filtered, table, base, bands, channel, channels, reach)
         _synthesise(filtered, table, low, high, lines, bias[channel], out, q * size)
 
@@ -170,7 +169,7 @@ def forward_planes(
 @hot
 def gradient_planes(
     x, gradient, base, none, bands, out, sums, first, end, samples, group, channels, wants_x, wants_sums,
-    table, low, high, padded, padded_gradient, filtered, lines, reach,
+    table, low, high, halves, padded, padded_gradient, filtered, lines, reach,
 ):  # fmt: skip
     """Tasks first to end - 1; a task is one channel of `group` samples, its sums are sums[task].
 
@@ -184,25 +183,25 @@ def gradient_planes(
         for n in range(sample, min(sample + group, samples)):
             o = (n * channels + channel) * size
             _fill(gradient, o, padded_gradient, table[0])
-            _analyse(padded_gradient, table, low, high, lines)
+            _analyse(padded_gradient, table, low, high, halves, lines)
             if wants_x:
                 _filter(padded_gradient, filtered, table, base, bands, channel, channels, reach)
                 _synthesise(filtered, table, low, high, lines, none[channel], out, o)
             if wants_sums:
                 _fill(x, o, padded, table[0])
-                _analyse(padded, table, low, high, lines)
+                _analyse(padded, table, low, high, halves, lines)
                 _filter_gradient(padded_gradient, padded, table, sums[task], reach)
                 sums[task, sums.shape[1] - 1] += _total(gradient, o, size)
 
 
 @hot
-def transform_planes(x, out, first, end, table, low, high, padded, lines):
+def transform_planes(x, out, first, end, table, low, high, halves, padded, lines):
     """One level of coefficients of planes first to end - 1, band after band."""
     plane, line = table[0], table[1]
     size, cells = plane[ROWS] * plane[COLUMNS], line[ROWS] * line[COLUMNS]
     for q in range(first, end):
         _fill(x, q * size, padded, plane)
-        _analyse(padded, table, low, high, lines)
+        _analyse(padded, table, low, high, halves, lines)
         for s in range(FOUR):
             for i in range(line[ROWS]):
                 at = row_start(line, i) + s * FOUR * line[PHASE]
@@ -212,7 +211,7 @@ def transform_planes(x, out, first, end, table, low, high, padded, lines):
 
 
 @hot
-def inverse_planes(bands, out, first, end, table, low, high, filtered, lines):
+def inverse_planes(bands, out, first, end, table, low, high, halves, filtered, lines):
     """Planes first to end - 1 from one level of coefficients; `filtered` holds zeros where its plane is."""
     plane, line = table[0], table[1]
     size, cells = plane[ROWS] * plane[COLUMNS], line[ROWS] * line[COLUMNS]

@@ -85,10 +85,10 @@ def inverse(bands: Tensor, shape: tuple[int, int], wavelet: str = "haar") -> Ten
     The longer wavelets reach over the border, where their transform of a bounded plane loses what lies outside; they
     are inverted exactly away from it.
     """
-    if bands.dim() != 5 or tuple(bands.shape[2:]) != (4, -(-shape[0] // 2), -(-shape[1] // 2)):
+    sides = (4, -(-shape[0] // 2), -(-shape[1] // 2))
+    if bands.dim() != 5 or tuple(bands.shape[2:]) != sides:
         raise KernelError(
-            f"bands has shape {tuple(bands.shape)}; give [sample, channel, 4, {-(-shape[0] // 2)}, {-(-shape[1] // 2)}] "
-            f"for planes of {shape[0]} x {shape[1]}."
+            f"bands has shape {tuple(bands.shape)}; planes of {shape[0]} x {shape[1]} need (sample, channel, *{sides})."
         )
     if not compiled(bands, 1):
         return eager_inverse(bands, shape, wavelet)
