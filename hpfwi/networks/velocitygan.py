@@ -1,9 +1,10 @@
 """VelocityGAN: InversionNet as generator, and a critic that scores velocities.
 
 Zhang, Wu, Zhou and Lin, IEEE WACV 2019 (doi 10.1109/WACV.2019.00080). Kept from the published code and from the OpenFWI
-benchmark, which agree on it: the critic's last layer too has batch norm and leaky ReLU, so in training a score depends
-on the other samples of its batch, one sample alone cannot be scored, and the gradient penalty mixes samples. There is
-no other fault to reproduce.
+benchmark, which agree on it: the critic's last layer too has batch norm and leaky ReLU. In training a score therefore
+depends on the other samples of its batch, one sample alone cannot be scored, the gradient penalty mixes samples, and a
+batch of true and one of predicted velocities have the same mean before the last ReLU, so the critic's gap stays small.
+There is no other fault to reproduce.
 """
 
 from __future__ import annotations
