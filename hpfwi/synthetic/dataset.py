@@ -160,17 +160,16 @@ class ShardTask:
         self._writer = writer
         self._settings = settings
         self._simulator = OpenFwiSimulator(settings.shape, settings.modelling)
-        self._shards: dict[int, range] = {}
 
     def begin(self, iteration: int) -> None:
-        """Look up which shards there are to write."""
-        self._shards = {shard.start: shard for shard in self._writer.missing()}
+        """Nothing to get ready."""
 
     def compute(self, item: int) -> ItemResult:
-        """Make the samples of a shard and write it; an item that was written before is left alone."""
-        if item in self._shards:
-            records, models = self.pairs(self._shards[item])
-            self._writer.write(item, records, models)
+        """Make the samples of a shard and write it."""
+        # The items of a lost worker come back, but what it had written is there.
+        for shard in self._writer.missing():
+            if shard.start == item:
+                self._writer.write(item, *self.pairs(shard))
         return ItemResult(np.zeros(1), {})
 
     def pairs(self, samples: range) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,9 @@ MOST_VALUES = 64
 SIDE_COLUMNS = 4
 """Columns on either side of a fault over which an interface has to be followed, to know its dip there."""
 
+PLANE_COLUMNS = 3
+"""Columns over which an interface may run down the plane of a fault that cuts it."""
+
 HIDDEN_SHARE = 0.2
 """Largest share of the columns that a fault may hide an interface in."""
 
@@ -84,32 +87,41 @@ def dips_deg(velocity: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def largest_throw(velocity: NDArray[np.float64]) -> float:
-    """Largest vertical offset of an interface across a fault, in rows, its dip taken off; 0 where none is cut.
+    """Largest vertical offset of an interface across a fault, in rows, its dip taken off; near 0 where none is cut.
 
     An interface is a pair of velocities, one above the other, and is followed through the columns that show the pair
-    once. A fault hides it in the columns where its plane lies between the two ends. An end counts where the interface
-    was followed over some columns without a gap, and not at the top or bottom, where relief takes interfaces out of
-    the map and back.
+    once. Where a fault cuts it, a few columns show it running down the fault's plane, or do not show it at all; the two
+    ends beside them count where the interface was followed over some columns with one dip, and not at the top or
+    bottom, where relief takes interfaces out of the map and back. A tight bend counts as a small offset too: up to 7 %
+    of the height in real maps of CurveVel-A, which have no faults.
     """
     if len(np.unique(velocity)) > MOST_VALUES:
         return float("nan")
     rows, width = velocity.shape
     largest = 0.0
     for columns, depths in _interfaces(velocity):
-        for k in range(SIDE_COLUMNS, len(columns) - SIDE_COLUMNS + 1):
-            left, right = slice(k - SIDE_COLUMNS, k), slice(k, k + SIDE_COLUMNS)
-            gap = columns[k] - columns[k - 1]
-            followed = all(np.ptp(columns[side]) == SIDE_COLUMNS - 1 for side in (left, right))
-            ends = depths[k - 1], depths[k]
-            if not followed or gap > HIDDEN_SHARE * width or min(ends) < 2 or max(ends) > rows - 4:
-                continue
-            slopes = [np.diff(depths[side]) for side in (left, right)]
-            if max(np.ptp(slope) for slope in slopes) > 2:
-                continue
-            dip = np.mean([np.median(slope) for slope in slopes])
-            offset = ends[1] - ends[0]
-            largest = max(largest, min(abs(offset), abs(float(offset - dip * gap))))
+        starts = range(len(columns) - SIDE_COLUMNS + 1)
+        dips = [_dip(columns[k : k + SIDE_COLUMNS], depths[k : k + SIDE_COLUMNS]) for k in starts]
+        for k in starts:
+            end = k + SIDE_COLUMNS - 1
+            for j in range(end + 1, len(starts)):
+                gap = int(columns[j] - columns[end])
+                if gap > PLANE_COLUMNS and (j > end + 1 or gap > HIDDEN_SHARE * width):
+                    break
+                before, after, ends = dips[k], dips[j], (depths[end], depths[j])
+                if before is None or after is None or min(ends) < 2 or max(ends) > rows - 4:
+                    continue
+                offset = float(ends[1] - ends[0])
+                largest = max(largest, min(abs(offset), abs(offset - 0.5 * (before + after) * gap)))
     return largest
+
+
+def _dip(columns: NDArray[np.int64], depths: NDArray[np.int64]) -> float | None:
+    """Rows per column of an interface over some columns; None where there is a gap or it bends by more than a row."""
+    steps = np.diff(depths)
+    if np.ptp(columns) != len(columns) - 1 or np.ptp(steps) > 1:
+        return None
+    return float(steps.mean())
 
 
 def _interfaces(velocity: NDArray[np.float64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
