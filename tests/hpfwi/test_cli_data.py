@@ -46,6 +46,12 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty file in place of the picture: drawing takes longer than everything else here."""
+    monkeypatch.setattr("hpfwi.figures.pairs.draw_pairs", lambda path, *_: path.write_bytes(b""))
+
+
 def test_convert_verify_inspect(source: Path) -> None:
     result = run("convert", "openfwi", str(source), "a.zarr", *SHAPES, "--shard-samples", "50", "--threads", "2")
     assert result.exit_code == 0, result.output
@@ -74,7 +80,7 @@ def test_float16_and_lz4(source: Path) -> None:
     assert (manifest["dtype"], manifest["compression"]) == ("float16", "lz4")
 
 
-def test_a_damaged_shard_is_named(source: Path) -> None:
+def test_a_damaged_shard_is_named(source: Path, undrawn: None) -> None:
     assert run("convert", "openfwi", str(source), "a.zarr", *SHAPES, "--shard-samples", "50").exit_code == 0
     shard = Path("a.zarr/records/c/2/0/0/0")
     content = bytearray(shard.read_bytes())
@@ -132,7 +138,7 @@ def test_an_unfinished_conversion_is_named_and_resumed(source: Path, monkeypatch
     assert "differs in shard_samples" in refused(3, *command[:-4], "--shard-samples", "20")
 
 
-def test_published_files_are_inspected_before_conversion(source: Path) -> None:
+def test_published_files_are_inspected_before_conversion(source: Path, undrawn: None) -> None:
     (source / "data60.npy").unlink()
     (source / "model60.npy").unlink()
     values = np.load(source / "data2.npy")
@@ -146,7 +152,7 @@ def test_published_files_are_inspected_before_conversion(source: Path) -> None:
     assert result.stderr.startswith(f"{source} has 2 kinds of defects")
 
 
-def test_the_salt_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_salt_set(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for split, count in (("train", 130), ("test", 10)):
         for kind, name, shape in (("seismic", "Rec", (20, 6, 2)), ("vmodel", "svmodel", MODEL)):
