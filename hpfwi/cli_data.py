@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hpfwi.errors import ConfigError, DataError
+from hpfwi.errors import ConfigError, DataError, Stopped
 from hpfwi.verbs import verb_of
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def openfwi(
 
     shapes = _shapes(records_shape, model_shape)
     found = open_openfwi(source, family=family, split=split.value, partial=partial, **shapes)
-    _convert(found, source, out, float16, compress, shard_samples, threads)
+    _convert(found, out, float16, compress, shard_samples, threads)
 
 
 @_set
@@ -127,7 +127,7 @@ def seg(
     from hpfwi.store.seg_files import open_seg
 
     found = open_seg(source, partial=partial, **_shapes(records_shape, model_shape))
-    _convert(found, source, out, float16, compress, shard_samples, threads)
+    _convert(found, out, float16, compress, shard_samples, threads)
 
 
 @_verb
@@ -201,7 +201,6 @@ def verify(source: Store, threads: Threads = None) -> None:
 
 def _convert(
     found: PairSource,
-    source: Path,
     out: Path,
     float16: bool,
     compress: Compress,
@@ -209,13 +208,11 @@ def _convert(
     threads: int | None,
 ) -> None:
     """Convert what was found, and say what came out."""
-    import sys
-
     from hpfwi.store.convert import convert as convert_pairs
 
     for line in _described(found):
         typer.echo(line)
-    with _progress("samples") as progress:
+    with _resumable() as command, _progress("samples") as progress:
         store = convert_pairs(
             found,
             out,
@@ -223,7 +220,7 @@ def _convert(
             compression=compress.value,
             shard_samples=shard_samples,
             threads=_threads(threads),
-            made_by=shlex.join(["hpfwi", *sys.argv[1:]]),
+            made_by=command,
             progress=progress,
         )
     for name, unit in (("records", ""), ("models", " m/s")):
@@ -319,6 +316,22 @@ def _threads(threads: int | None) -> int:
 
 
 @contextmanager
+def _resumable() -> Iterator[str]:
+    """The command that goes on with this one; Ctrl-C and SIGTERM end the block with it, exit code 75."""
+    import signal
+    import sys
+
+    command = shlex.join(["hpfwi", *sys.argv[1:]])
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield command
+    except KeyboardInterrupt:
+        raise Stopped(f"Stopped; start `{command}` again, and it goes on from the last whole shard.") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _progress(what: str) -> Iterator[Progress]:
     """A bar on a terminal, a line every few seconds elsewhere; called with what is done and all of it."""
     from rich.console import Console
@@ -376,10 +389,6 @@ def generate(
     The same command goes on where it was interrupted, and its result does not depend on the workers. A sample is the
     same whatever the number of samples.
     """
-    import signal
-    import sys
-
-    from hpfwi.errors import Stopped
     from hpfwi.synthetic.dataset import DatasetSettings, begin_dataset, family_modelling
     from hpfwi.synthetic.dataset import generate as generate_pairs
     from hpfwi.synthetic.families import default_shape
@@ -396,26 +405,20 @@ def generate(
         test_samples=test_samples,
         modelling=family_modelling(family, overrides or []),
     )
-    command = shlex.join(["hpfwi", *sys.argv[1:]])
-    writer = begin_dataset(
-        out,
-        settings,
-        dtype="float16" if float16 else "float32",
-        compression=compress.value,
-        shard_samples=shard_samples,
-        resume_with=command,
-    )
-    todo = sum(map(len, writer.missing()))
-    typer.echo(f"{family}: {samples} samples, {samples - todo} of them whole, seed {seed}")
-    begin = time.monotonic()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with _resumable() as command:
+        writer = begin_dataset(
+            out,
+            settings,
+            dtype="float16" if float16 else "float32",
+            compression=compress.value,
+            shard_samples=shard_samples,
+            resume_with=command,
+        )
+        todo = sum(map(len, writer.missing()))
+        typer.echo(f"{family}: {samples} samples, {samples - todo} of them whole, seed {seed}")
+        begin = time.monotonic()
         with _progress("samples") as progress:
             store = generate_pairs(writer, settings, cluster, progress=progress, say=typer.echo)
-    except KeyboardInterrupt:
-        raise Stopped(f"Stopped; start `{command}` again, and it goes on from the last whole shard.") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
     for name, unit in (("records", ""), ("models", " m/s")):
         typer.echo(f"{name.capitalize():<12} {_statistics(store.statistics[name], unit)}")
     if todo:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import warnings
 from pathlib import Path
 
@@ -136,6 +138,21 @@ def test_an_unfinished_conversion_is_named_and_resumed(source: Path, monkeypatch
     assert Path("a.zarr/records/c/3/0/0/0").stat().st_mtime_ns == before
     assert np.array_equal(open_pairs("a.zarr").read([117])[0][0], kept[0])
     assert "differs in shard_samples" in refused(3, *command[:-4], "--shard-samples", "20")
+
+
+def test_a_conversion_that_is_stopped_says_how_to_go_on(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **options: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("hpfwi.store.convert.convert", stopped)
+    monkeypatch.setattr("sys.argv", ["hpfwi", "data", "convert", "openfwi", "FlatVel A", "a.zarr"])
+    before = signal.getsignal(signal.SIGTERM)
+    said = refused(75, "convert", "openfwi", str(source), "a.zarr", *SHAPES)
+    assert said == (
+        "Stopped; start `hpfwi data convert openfwi 'FlatVel A' a.zarr` again, and it goes on from the last whole "
+        "shard."
+    )
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_published_files_are_inspected_before_conversion(source: Path, undrawn: None) -> None:
