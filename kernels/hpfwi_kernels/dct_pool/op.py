@@ -1,50 +1,140 @@
-"""Multi-frequency pooling as a torch operation, and the same from torch's own operations."""
+"""Multi-frequency pooling as a torch operation, and the same from torch's own."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from hpfwi_kernels.dct_pool import cpu
 from hpfwi_kernels.dct_pool.tables import cosine
 from hpfwi_kernels.errors import KernelError
 
+Frequencies = Sequence[tuple[int, int]]
 
-def multi_frequency_pool(x: Tensor, frequencies: Sequence[tuple[int, int]], side: int) -> tuple[Tensor, Tensor, Tensor]:
+
+def multi_frequency_pool(x: Tensor, frequencies: Frequencies, side: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, maximum and minimum of x·D over space, each averaged over the frequencies, in one pass over x.
 
-    x            [sample, channel, row, column], any size; pooled adaptively to side x side first where it is not that
+    x            [sample, channel, row, column], any size, float32, float64, bfloat16 or float16; pooled adaptively to
+                 side x side first where it is not that
     frequencies  pairs (row, column) of DCT-II indices below `side`; `published_frequencies(side)` gives AMFMS's sixteen
-    returns      mean, max, min: each [sample, channel] in the dtype of x, differentiable once in x. Of equal maxima the
-                 first in row-major order takes the gradient, as in torch's adaptive maximum pooling
+    returns      mean, max, min: each [sample, channel] in the dtype of x, differentiable once in x. Of equal extremes
+                 the first in row-major order takes the gradient, as in torch's adaptive maximum pooling
     raises       KernelError for a frequency that `side` has not, or an x that is not 4-dimensional
+
+    Keeps no copy of x for its gradient: only the cells of the extremes, 128 bytes per plane for sixteen frequencies.
     """
     if x.dim() != 4 or 0 in x.shape:
         raise KernelError(f"x has shape {tuple(x.shape)}; give [sample, channel, row, column], none of them zero.")
     if not frequencies:
         raise KernelError("frequencies is empty; give at least one pair, such as published_frequencies(side).")
-    return eager_multi_frequency_pool(x, frequencies, side)
-
-
-def eager_multi_frequency_pool(
-    x: Tensor, frequencies: Sequence[tuple[int, int]], side: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """multi_frequency_pool from torch's own operations, as the published layer puts them together."""
-    pooled = x if tuple(x.shape[2:]) == (side, side) else F.adaptive_avg_pool2d(x, side)
-    sums = [torch.zeros((), dtype=x.dtype, device=x.device)] * 3
-    for table in tables(frequencies, side):
-        product = pooled * table.to(x.device, x.dtype)
-        parts = (
-            F.adaptive_avg_pool2d(product, 1),
-            F.adaptive_max_pool2d(product, 1),
-            -F.adaptive_max_pool2d(-product, 1),
-        )
-        sums = [total + part for total, part in zip(sums, parts, strict=True)]
-    mean, high, low = (total.flatten(1) / len(frequencies) for total in sums)
+    if not all(0 <= index < side for pair in frequencies for index in pair):
+        raise KernelError(f"A frequency of {list(frequencies)} does not exist for side={side}: give 0 to {side - 1}.")
+    if not compiled(x):
+        return eager_multi_frequency_pool(x, frequencies, side)
+    flat = [index for pair in frequencies for index in pair]
+    mean, high, low, _ = _pool(x, flat, side, torch.is_grad_enabled() and x.requires_grad)
     return mean, high, low
 
 
-def tables(frequencies: Sequence[tuple[int, int]], side: int) -> Tensor:
+def compiled(x: Tensor) -> bool:
+    """Whether x's device has a compiled kernel; elsewhere torch's own operations do the work."""
+    return x.device.type == "cpu"
+
+
+def _array(tensor: Tensor) -> NDArray:
+    """The tensor's memory as an array; precisions that NumPy has not become float32."""
+    wide = tensor if tensor.dtype in (torch.float32, torch.float64, torch.int32) else tensor.float()
+    return wide.detach().contiguous().numpy()
+
+
+def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+@torch.library.custom_op("hpfwi::multi_frequency_pool", mutates_args=(), device_types="cpu")
+def _pool(x: Tensor, frequencies: Sequence[int], side: int, positions: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, maximum, minimum, and int32[sample, channel, 2, frequency] cells of the extremes, empty if not wanted."""
+    parts = cpu.forward(_array(x), _pairs(frequencies), side, positions=positions, threads=torch.get_num_threads())
+    mean, high, low, cells = (torch.from_numpy(part) for part in parts)
+    return mean.to(x.dtype), high.to(x.dtype), low.to(x.dtype), cells
+
+
+@_pool.register_fake
+def _(x: Tensor, frequencies: Sequence[int], side: int, positions: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, high, low = (x.new_empty(x.shape[:2]) for _ in range(3))
+    count = len(frequencies) // 2
+    shape = (*x.shape[:2], 2, count) if positions else (0, 2, count)
+    return mean, high, low, x.new_empty(shape, dtype=torch.int32)
+
+
+@torch.library.custom_op("hpfwi::multi_frequency_pool_gradient", mutates_args=(), device_types="cpu")
+def _pool_gradient(
+    positions: Tensor, frequencies: Sequence[int], side: int, rows: int, columns: int, mean: Tensor, high: Tensor,
+    low: Tensor,
+) -> Tensor:  # fmt: skip
+    """Gradient of x [sample, channel, rows, columns] from the gradients of mean, maximum and minimum."""
+    out = cpu.gradient(
+        (rows, columns),
+        _array(positions),
+        _pairs(frequencies),
+        side,
+        _array(mean),
+        _array(high),
+        _array(low),
+        threads=torch.get_num_threads(),
+    )
+    return torch.from_numpy(out).to(mean.dtype)
+
+
+@_pool_gradient.register_fake
+def _(
+    positions: Tensor, frequencies: Sequence[int], side: int, rows: int, columns: int, mean: Tensor, high: Tensor,
+    low: Tensor,
+) -> Tensor:  # fmt: skip
+    return mean.new_empty((*mean.shape, rows, columns))
+
+
+def _keep_positions(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, ctx.frequencies, ctx.side, ctx.kept = inputs
+    ctx.rows, ctx.columns = x.shape[2:]
+    ctx.save_for_backward(output[3])
+    ctx.mark_non_differentiable(output[3])
+
+
+def _pool_backward(ctx: Any, mean: Tensor, high: Tensor, low: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    if not ctx.kept:
+        raise KernelError("This pooling kept no positions, so it has no gradient: let x require one before the call.")
+    (positions,) = ctx.saved_tensors
+    gradient = _pool_gradient(positions, ctx.frequencies, ctx.side, ctx.rows, ctx.columns, mean, high, low)
+    return gradient, None, None, None
+
+
+_pool.register_autograd(_pool_backward, setup_context=_keep_positions)
+
+
+def eager_multi_frequency_pool(x: Tensor, frequencies: Frequencies, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """multi_frequency_pool from torch's own operations, as the published layer puts them together."""
+    return eager_pool_with_tables(x, tables(frequencies, side).to(x.device, x.dtype))
+
+
+def eager_pool_with_tables(x: Tensor, products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """eager_multi_frequency_pool with the tables made before, [frequency, side, side] as `tables` makes them."""
+    count, side = products.shape[:2]
+    pooled = x if tuple(x.shape[2:]) == (side, side) else F.adaptive_avg_pool2d(x, side)
+    mean = high = low = torch.zeros((), dtype=x.dtype, device=x.device)
+    for table in products:
+        product = pooled * table
+        mean = mean + F.adaptive_avg_pool2d(product, 1)
+        high = high + F.adaptive_max_pool2d(product, 1)
+        low = low - F.adaptive_max_pool2d(-product, 1)
+    return mean.flatten(1) / count, high.flatten(1) / count, low.flatten(1) / count
+
+
+def tables(frequencies: Frequencies, side: int) -> Tensor:
     """The products of cosines that the definition multiplies by: float64[frequency, side, side]."""
     pairs = [(torch.from_numpy(cosine(u, side)), torch.from_numpy(cosine(v, side))) for u, v in frequencies]
     return torch.stack([torch.outer(row, column) for row, column in pairs])
