@@ -84,11 +84,10 @@ def _first_cell(value, high, low, pooled, f, g, side):
     found = np.uint64(column)
     for j in range(np.uint64(column), np.uint64(last)):
         if (g[j] * high[j] == value) | (g[j] * low[j] == value):
-            i = ZERO
-            while i < row and g[j] * (f[i] * pooled[i, j]) != value:
-                i += ONE
-            if i < row:
-                row, found = i, j
+            for i in range(row):
+                if g[j] * (f[i] * pooled[i, j]) == value:
+                    row, found = i, np.uint64(j)
+                    break
     return row * side + found
 
 
@@ -165,13 +164,12 @@ def gradient_planes(
     for q in range(first, end):
         o = q * np.uint64(weight.size)
         scale = mean[q]
-        for i in range(np.uint64(weight.size)):
-            out[o + i] = scale * weight[i]
+        for cell in range(np.uint64(weight.size)):
+            out[o + cell] = scale * weight[cell]
         for which in range(TWO):
             from_above = share * (low[q] if which else high[q])
             for k in range(np.uint64(pairs.shape[0])):
-                cell = np.uint64(positions[q, which, k])
-                i, j = cell // side, cell % side
+                i, j = divmod(np.uint64(positions[q, which, k]), side)
                 c_first, c_end = column_bins[j, 0], column_bins[j, 1]
                 value = from_above * row_factor[pairs[k, 0], i] * column_factor[pairs[k, 1], j]
                 value *= row_weight[i] / out.dtype.type(c_end - c_first)
