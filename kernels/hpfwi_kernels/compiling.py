@@ -45,15 +45,6 @@ def hot_sum(function: Callable[..., Any]) -> Callable[..., Any]:
 
     The order is fixed when the function is compiled, so the bits do not change from call to call.
     """
-    return _relaxed(function, {"contract", "reassoc", "nsz"})
-
-
-def hot_extreme(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`hot` for functions that look for a largest or smallest value: packed, but the result for NaN is undefined."""
-    return _relaxed(function, {"contract", "nnan", "nsz"})
-
-
-def _relaxed(function: Callable[..., Any], fastmath: set[str]) -> Callable[..., Any]:
-    options = _PUBLIC | {"fastmath": fastmath}
+    options = _PUBLIC | {"fastmath": {"contract", "reassoc", "nsz"}}
     compiled: Callable[..., Any] = numba.njit(**options, **private_options())(function)
     return compiled

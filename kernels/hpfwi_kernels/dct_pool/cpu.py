@@ -14,6 +14,7 @@ from hpfwi_kernels.errors import KernelError
 from hpfwi_kernels.threads import share
 
 Frequencies = Sequence[tuple[int, int]]
+LANES, ROWS_AT_ONCE = int(loops.LANES), loops.ROWS_AT_ONCE
 
 
 def forward(
@@ -39,7 +40,7 @@ def forward(
     def run(space: list[NDArray], first: int, end: int) -> None:
         loops.forward_planes(
             flat, np.uint64(first), np.uint64(end), np.uint64(x.shape[3]), plan.weight, plan.row_bins,
-            plan.row_weight, plan.column_cell, plan.column_weight, plan.row_factor, plan.column_factor, plan.pairs,
+            plan.row_weight, plan.widths, plan.pick, plan.row_factor, plan.column_factor, plan.pairs,
             mean, high, low, cells, positions, *space,
         )  # fmt: skip
 
@@ -85,16 +86,17 @@ class _Plan:
     row_bins: NDArray[np.uint64]
     row_weight: NDArray
     column_bins: NDArray[np.uint64]
-    column_cell: NDArray[np.uint64]
-    column_weight: NDArray
+    widths: NDArray[np.uint64]
+    pick: NDArray[np.uint64]
     row_factor: NDArray
     column_factor: NDArray
     pairs: NDArray[np.uint64]
 
     def workspace(self, columns: int) -> list[NDArray]:
-        """One row of x, the pooled plane, and the extremes of its columns for every row frequency."""
+        """One row of x, its averages, the pooled plane, its columns' extremes per row frequency, one vector of each."""
         dtype, (count, rows), wide = self.weight.dtype, self.row_factor.shape, self.column_factor.shape[1]
-        shapes = ((columns,), (rows, wide), (count, wide), (count, wide))
+        averages = (self.widths.size * columns + wide,)
+        shapes = ((columns,), averages, (rows, wide), (count, wide), (count, wide), (LANES,), (LANES,))
         return [buffers.empty(shape, dtype) for shape in shapes]
 
 
@@ -111,18 +113,17 @@ def _plan(rows: int, columns: int, frequencies: tuple[tuple[int, int], ...], sid
         for line, (first, end) in zip(matrix, limits, strict=True):
             line[first:end] = 1.0 / (end - first)
     weight = spread[0].T @ average @ spread[1] / (len(frequencies) * side**2)
-    reach = np.arange(column_widths.max())[:, None]
-    cell = np.minimum(column_bins[:, 0] + reach, column_bins[:, 1] - 1)
-    inside = np.where(reach < column_widths, 1.0 / column_widths, 0.0)
+    widths = np.unique(column_widths)
+    pick = np.searchsorted(widths, column_widths) * columns + column_bins[:, 0]
     return _Plan(
         weight=weight.reshape(-1).astype(dtype),
         row_bins=row_bins.astype(np.uint64),
         row_weight=(1.0 / row_widths).astype(dtype),
         column_bins=column_bins.astype(np.uint64),
-        column_cell=_lengthened(cell, loops.LANES).astype(np.uint64),
-        column_weight=_lengthened(inside, loops.LANES).astype(dtype),
-        row_factor=_lengthened(np.stack([cosine(line, side) for line in row_lines]), loops.ROWS_AT_ONCE).astype(dtype),
-        column_factor=_lengthened(np.stack([cosine(line, side) for line in column_lines]), loops.LANES).astype(dtype),
+        widths=widths.astype(np.uint64),
+        pick=_lengthened(pick[None], LANES)[0].astype(np.uint64),
+        row_factor=_lengthened(np.stack([cosine(line, side) for line in row_lines]), ROWS_AT_ONCE).astype(dtype),
+        column_factor=_lengthened(np.stack([cosine(line, side) for line in column_lines]), LANES).astype(dtype),
         pairs=np.array(pairs, np.uint64),
     )
 

@@ -8,11 +8,11 @@ tables' average is one table.
 
 import numpy as np
 
-from hpfwi_kernels.compiling import hot, hot_extreme, hot_sum
+from hpfwi_kernels.compiling import hot, hot_sum
 
-LANES = 16
+LANES = np.uint64(16)
 ROWS_AT_ONCE = 4
-ZERO, ONE, TWO, THREE, FOUR = (np.uint64(n) for n in range(5))
+ZERO, ONE, TWO, THREE, FOUR, EIGHT = (np.uint64(n) for n in (0, 1, 2, 3, 4, 8))
 
 
 @hot_sum
@@ -25,10 +25,11 @@ def _weighted(x, o, weight):
 
 
 @hot
-def _pool(x, o, columns, row_bins, row_weight, column_cell, column_weight, line, pooled):
+def _pool(x, o, columns, row_bins, row_weight, widths, pick, line, averages, pooled):
     """Adaptive average pooling; columns beyond the last repeat it, so that vectors need no end.
 
-    column_cell, column_weight   [reach, cell]: what each pooled column reads of a row, padded with weights of zero
+    widths   of the columns' bins, each once; `averages` takes one row of moving averages per width
+    pick     where in `averages` each pooled column stands: the moving average of its width at its first cell
     """
     for i in range(np.uint64(row_bins.shape[0])):
         first = o + row_bins[i, 0] * columns
@@ -38,11 +39,26 @@ def _pool(x, o, columns, row_bins, row_weight, column_cell, column_weight, line,
             at = o + r * columns
             for c in range(columns):
                 line[c] += x[at + c]
-        for j in range(np.uint64(column_cell.shape[1])):
-            pooled[i, j] = row_weight[i] * column_weight[0, j] * line[column_cell[0, j]]
-        for d in range(ONE, np.uint64(column_cell.shape[0])):
-            for j in range(np.uint64(column_cell.shape[1])):
-                pooled[i, j] += row_weight[i] * column_weight[d, j] * line[column_cell[d, j]]
+        for n in range(np.uint64(widths.size)):
+            _average(line, columns, widths[n], row_weight[i], averages, n * columns)
+        # Picked into the array it is picked from: the compiler then leaves it to plain loads, which are quicker here
+        # than gather instructions.
+        to = np.uint64(widths.size) * columns
+        for j in range(np.uint64(pick.size)):
+            averages[to + j] = averages[pick[j]]
+        for j in range(np.uint64(pick.size)):
+            pooled[i, j] = averages[to + j]
+
+
+@hot
+def _average(line, columns, width, weight, averages, to):
+    """Weight times the means of `width` cells from every cell on; those that would reach over the end are not used."""
+    scale = weight / line.dtype.type(width)
+    for c in range(columns):
+        averages[to + c] = scale * line[c]
+    for d in range(ONE, width):
+        for c in range(columns - d):
+            averages[to + c] += scale * line[c + d]
 
 
 @hot
@@ -58,31 +74,42 @@ def _extremes(a, b, c, d, f, i, high, low):
         low[j] = least if least < low[j] else low[j]
 
 
-@hot_extreme
-def _widest(high, low, g):
-    """The largest and the smallest product of a row of extremes and its factors; undefined where there is a NaN."""
-    p, q = g[0] * high[0], g[0] * low[0]
-    most, least = (p, q) if p > q else (q, p)
-    for j in range(np.uint64(high.size)):
+@hot
+def _widest(high, low, g, most, least):
+    """The largest and the smallest product of a row of extremes and its factors; most and least are for its own use."""
+    for j in range(LANES):
         p, q = g[j] * high[j], g[j] * low[j]
-        above, below = (p, q) if p > q else (q, p)
-        most = above if above > most else most
-        least = below if below < least else least
-    return most, least
+        most[j], least[j] = (p, q) if p > q else (q, p)
+    for first in range(LANES, np.uint64(high.size), LANES):
+        for lane in range(LANES):
+            p, q = g[first + lane] * high[first + lane], g[first + lane] * low[first + lane]
+            above, below = (p, q) if p > q else (q, p)
+            most[lane] = above if above > most[lane] else most[lane]
+            least[lane] = below if below < least[lane] else least[lane]
+    for lane in range(EIGHT):
+        most[lane] = most[lane + EIGHT] if most[lane + EIGHT] > most[lane] else most[lane]
+        least[lane] = least[lane + EIGHT] if least[lane + EIGHT] < least[lane] else least[lane]
+    for lane in range(FOUR):
+        most[lane] = most[lane + FOUR] if most[lane + FOUR] > most[lane] else most[lane]
+        least[lane] = least[lane + FOUR] if least[lane + FOUR] < least[lane] else least[lane]
+    highest, lowest = most[0], least[0]
+    for lane in range(ONE, FOUR):
+        highest = most[lane] if most[lane] > highest else highest
+        lowest = least[lane] if least[lane] < lowest else lowest
+    return highest, lowest
 
 
 @hot
 def _first_cell(value, high, low, pooled, f, g, side):
     """First cell in row-major order whose product is `value`, the largest or the smallest there is."""
-    matches, column = np.int32(0), np.int32(side)
-    for j in range(side):
+    beyond = np.int32(high.size)
+    first, last = beyond, np.int32(-1)
+    for j in range(np.uint64(high.size)):
         match = (g[j] * high[j] == value) | (g[j] * low[j] == value)
-        matches += np.int32(match)
-        column = min(column, np.int32(j) if match else np.int32(side))
-    row = side
-    last = column + np.int32(1) if matches == 1 else np.int32(side)
-    found = np.uint64(column)
-    for j in range(np.uint64(column), np.uint64(last)):
+        first = min(first, np.int32(j) if match else beyond)
+        last = max(last, np.int32(j) if match else np.int32(-1))
+    row, found = side, ZERO
+    for j in range(np.uint64(first), min(np.uint64(last + np.int32(1)), side)):
         if (g[j] * high[j] == value) | (g[j] * low[j] == value):
             for i in range(row):
                 if g[j] * (f[i] * pooled[i, j]) == value:
@@ -108,8 +135,8 @@ def _careful(pooled, f, g, side):
 
 @hot
 def forward_planes(
-    x, first, end, columns, weight, row_bins, row_weight, column_cell, column_weight, row_factor, column_factor, pairs,
-    mean, high, low, positions, wants_positions, line, pooled, highs, lows,
+    x, first, end, columns, weight, row_bins, row_weight, widths, pick, row_factor, column_factor, pairs,
+    mean, high, low, positions, wants_positions, line, averages, pooled, highs, lows, upper, lower,
 ):  # fmt: skip
     """Planes first to end - 1 of x: mean, high, low [plane] and positions [plane, 2, frequency].
 
@@ -122,7 +149,7 @@ def forward_planes(
     for q in range(first, end):
         o = q * np.uint64(weight.size)
         mean[q] = _weighted(x, o, weight)
-        _pool(x, o, columns, row_bins, row_weight, column_cell, column_weight, line, pooled)
+        _pool(x, o, columns, row_bins, row_weight, widths, pick, line, averages, pooled)
         for i in range(side, np.uint64(pooled.shape[0])):
             for j in range(np.uint64(pooled.shape[1])):
                 pooled[i, j] = pooled[side - ONE, j]
@@ -140,7 +167,7 @@ def forward_planes(
             f, g = row_factor[pairs[k, 0]], column_factor[pairs[k, 1]]
             tall, deep = highs[pairs[k, 0]], lows[pairs[k, 0]]
             if finite:
-                most, least = _widest(tall, deep, g)
+                most, least = _widest(tall, deep, g, upper, lower)
                 if wants_positions:
                     positions[q, 0, k] = _first_cell(most, tall, deep, pooled, f, g, side)
                     positions[q, 1, k] = _first_cell(least, tall, deep, pooled, f, g, side)
