@@ -39,7 +39,7 @@ def derived_settings(experiment: Experiment) -> list[Derived]:
             shots,
             f"all {survey.shots} of the survey" if shots == survey.shots else f"drawn from {survey.shots}",
         ),
-        *derived(experiment.simulator, experiment.slowest_mps),
+        *derived(experiment.simulator, experiment.slowest_mps, config.inversion.shots_per_item),
         Derived(
             "workers",
             workers,

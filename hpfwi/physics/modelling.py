@@ -20,10 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.physics.grid import Grid
+from hpfwi.physics.memory import fair_share_bytes
 from hpfwi.physics.model import EarthModel
 from hpfwi.physics.source import ENERGY_SHARE, highest_frequency_hz, peak_frequency_hz
 from hpfwi.physics.survey import Survey
-from hpfwi_kernels.acoustic import Points, Scheme, off_grid, propagate
+from hpfwi_kernels.acoustic import Choice, Memory, Points, Scheme, choose, off_grid, peak_bytes, propagate
 from hpfwi_kernels.buffers import Pool
 from hpfwi_kernels.stability import courant_limit, courant_number, require_stable, substeps_needed
 
@@ -70,6 +71,19 @@ class ModellingSettings(BaseModel):
         default="auto",
         description='Every how many time steps a snapshot is kept for the gradient; "auto" is as rarely as the '
         "wavelet's frequencies allow, 1 is the exact discrete gradient.",
+    )
+    memory: Literal["auto", "store", "checkpoint", "boundary"] = Field(
+        default="auto",
+        description="How the wavefield reaches the gradient: kept (store), computed again (checkpoint: same bits, less "
+        'memory, one more forward run), or run backwards (boundary: least memory, no gradient in the layers); "auto" '
+        "is store where it fits memory_budget_gb, else checkpoint.",
+    )
+    memory_budget_gb: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Memory in GB for the wavefields of the shots that are computed together "
+        "(inversion.shots_per_item); None is half of the memory that is free, divided by this machine's cores.",
     )
 
     @model_validator(mode="after")
@@ -160,6 +174,20 @@ class Simulator:
         rows, columns = self.scheme.padded(self.grid.shape)
         return 4 * rows * columns * self.scheme.stored_steps(self.survey.samples)
 
+    def held(self, shots: int, threads: int = 1) -> Choice:
+        """How the wavefields of so many shots, computed together, reach their gradient, and why.
+
+        raises  hpfwi_kernels.errors.ModelError: nothing that `memory` allows fits the budget
+        """
+        settings, mode = self.settings, self.settings.memory
+        work = (self.grid.shape, shots, self.survey.samples, self.survey.receivers, self.scheme)
+        if mode == "auto":
+            given_gb = settings.memory_budget_gb
+            budget = fair_share_bytes() if given_gb is None else int(given_gb * 1e9)
+            return choose(*work, threads=threads, budget_bytes=budget, exact=True)
+        memory = Memory(mode=mode)
+        return Choice(memory, peak_bytes(*work, memory, threads=threads), "as set")
+
     def with_slowest(self, min_velocity_mps: float) -> Simulator:
         """This simulator with a sponge for another lowest velocity; everything else, buffers too, is shared."""
         other = copy.copy(self)
@@ -194,6 +222,7 @@ class Simulator:
             self.scheme,
             threads=threads,
             pool=self._pool,
+            memory=self.held(len(indices), threads).memory if torch.is_grad_enabled() else Memory(),
         )
 
 
@@ -331,12 +360,16 @@ def simulate_observed(
     return simulate(model, survey, wavelet, finer, threads=threads, progress=progress)
 
 
-def derived(simulator: Simulator, slowest_mps: float) -> list[Derived]:
+def derived(simulator: Simulator, slowest_mps: float, shots_together: int) -> list[Derived]:
     """What follows from the settings, in the order in which it follows, each with its reason.
 
-    slowest_mps  lowest velocity of the models of the run, m/s
+    slowest_mps      lowest velocity of the models of the run, m/s
+    shots_together   shots whose gradient is computed in one go
+
+    raises  see `Simulator.held`
     """
     scheme, grid, survey, settings = simulator.scheme, simulator.grid, simulator.survey, simulator.settings
+    held = simulator.held(shots_together)
     step_m = max(grid.spacing_m)
     points = slowest_mps / (simulator.highest_hz * step_m)
     needed = POINTS_PER_WAVELENGTH[settings.order]
@@ -398,6 +431,7 @@ def derived(simulator: Simulator, slowest_mps: float) -> list[Derived]:
             round(simulator.stored_bytes_per_shot / 1e6, 2),
             f"{scheme.stored_steps(survey.samples)} snapshots of {rows} x {columns} cells in float32",
         ),
+        Derived("memory", held.memory.mode, held.reason),
         Derived(
             "updates_per_shot",
             simulator.updates_per_shot,

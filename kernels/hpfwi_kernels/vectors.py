@@ -49,10 +49,15 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(element, fe_type.lanes))
 
 
+def _element_pointer(context: Any, builder: Any, signature: Any, arguments: Any, pointed: Any) -> Any:
+    """Address of element `arguments[1]` of the array `arguments[0]`, as a pointer to an LLVM type."""
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    return builder.bitcast(builder.gep(array.data, [arguments[1]]), pointed.as_pointer())
+
+
 def _pointer(context: Any, builder: Any, signature: Any, arguments: Any, vector: Vector) -> Any:
     """Address of element `arguments[1]` of the array `arguments[0]`, as a pointer to vectors."""
-    array = context.make_array(signature.args[0])(context, builder, arguments[0])
-    return builder.bitcast(builder.gep(array.data, [arguments[1]]), context.get_value_type(vector).as_pointer())
+    return _element_pointer(context, builder, signature, arguments, context.get_value_type(vector))
 
 
 def _constant_lanes(values: list[int]) -> ir.Constant:
@@ -95,18 +100,50 @@ def put(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def stream(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """`put` past the caches, for what is read again much later; array[index] must lie on a multiple of VECTOR_BYTES.
+    """`put` past the caches, for what is read again much later; array[index] must lie on a multiple of its vector.
 
-    The thread that stored reads its own values in order. Another may read them once a lock has passed between the two.
+    A uint16 array takes float32 lanes as bfloat16, rounded to nearest. The thread that stored reads its own values in
+    order; another may read them once a lock has passed between the two.
     """
+    width = value.lanes * array.dtype.bitwidth // 8
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature, arguments, value)
-        instruction = builder.store(arguments[2], pointer, align=VECTOR_BYTES)
+        values = arguments[2] if array.dtype == value.dtype else _to_bfloat16(builder, arguments[2], value.lanes)
+        pointer = _element_pointer(context, builder, signature, arguments, values.type)
+        instruction = builder.store(values, pointer, align=width)
         instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
         return context.get_dummy_value()
 
     return types.void(array, types.uint64, value), codegen
+
+
+@intrinsic
+def unpack(typingctx: Any, array: Any, index: Any, like: Any) -> Any:
+    """The vector at array[index] in the element type of the array `like`; a uint16 array holds bfloat16."""
+    vector = Vector(like.dtype)
+    stored = ir.VectorType(ir.IntType(16), vector.lanes)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        align = array.dtype.bitwidth // 8
+        if array.dtype == like.dtype:
+            return builder.load(_pointer(context, builder, signature, arguments, vector), align=align)
+        halves = builder.load(_element_pointer(context, builder, signature, arguments, stored), align=align)
+        words = builder.zext(halves, ir.VectorType(ir.IntType(32), vector.lanes))
+        return builder.bitcast(builder.shl(words, _same_lanes(32, 16, vector.lanes)), context.get_value_type(vector))
+
+    return vector(array, types.uint64, like), codegen
+
+
+def _same_lanes(bits: int, value: int, count: int) -> ir.Constant:
+    return ir.Constant(ir.VectorType(ir.IntType(bits), count), [value] * count)
+
+
+def _to_bfloat16(builder: Any, values: Any, count: int) -> Any:
+    """The upper halves of float32 lanes, rounded to nearest with ties to even; infinities survive."""
+    words = builder.bitcast(values, ir.VectorType(ir.IntType(32), count))
+    odd = builder.and_(builder.lshr(words, _same_lanes(32, 16, count)), _same_lanes(32, 1, count))
+    rounded = builder.add(builder.add(words, odd), _same_lanes(32, 0x7FFF, count))
+    return builder.trunc(builder.lshr(rounded, _same_lanes(32, 16, count)), ir.VectorType(ir.IntType(16), count))
 
 
 @intrinsic

@@ -20,7 +20,7 @@ from hpfwi.physics.modelling import (
 from hpfwi.physics.source import SourceSettings, build_wavelet
 from hpfwi.physics.survey import Survey, SurveySettings, build_survey
 from hpfwi.synthetic.velocity import procedural_marmousi_like
-from hpfwi_kernels.errors import StabilityError
+from hpfwi_kernels.errors import KernelError, StabilityError
 from hpfwi_kernels.stencils import second_derivative
 
 GRID = Grid((40, 60), (15.0, 15.0))
@@ -179,7 +179,7 @@ def test_defaults_that_follow_from_the_wavelet() -> None:
 
 
 def test_derived_values_have_reasons() -> None:
-    values = {entry.name: entry for entry in derived(simulator(), 1500.0)}
+    values = {entry.name: entry for entry in derived(simulator(), 1500.0, 1)}
     assert values["peak_hz"].value == pytest.approx(8.0, rel=0.01)
     assert values["highest_hz"].value == pytest.approx(20.4, rel=0.02)
     assert values["substeps"].value == 2
@@ -195,7 +195,7 @@ def test_derived_values_have_reasons() -> None:
 def test_a_grid_too_coarse_for_the_wavelet_is_pointed_out() -> None:
     for order, slowest_mps, warns in ((8, 1400.0, False), (8, 1300.0, True), (4, 1500.0, True), (4, 2600.0, False)):
         points = next(
-            entry for entry in derived(simulator(order=order), slowest_mps) if entry.name == "points_per_wavelength"
+            entry for entry in derived(simulator(order=order), slowest_mps, 1) if entry.name == "points_per_wavelength"
         )
         assert points.warning is warns
         assert ("below the" in points.reason) is warns
@@ -259,3 +259,19 @@ def test_settings_refuse(options: dict, sentence: str) -> None:
 def test_a_sponge_absorbs_too() -> None:
     gathers = simulate(MODEL, SURVEY, WAVELET, ModellingSettings(boundary="sponge", absorbing_cells=30))
     assert relative(gathers, simulate(MODEL, SURVEY, WAVELET, ModellingSettings(absorbing_cells=30))) < 0.2
+
+
+def test_memory_is_chosen_for_the_budget_and_leaves_the_gradient_as_it_is() -> None:
+    """Wavefields that do not fit are computed again, to the same bits; what fits nowhere is refused with the needs."""
+    ample, tight = simulator(), simulator(memory_budget_gb=0.0028)
+    assert ample.held(2).memory.mode == "store"
+    assert tight.held(2).memory.mode == "checkpoint"
+    gradients = []
+    for engine in (ample, tight):
+        velocity = torch.tensor(MODEL.velocity, requires_grad=True)
+        engine.predict(velocity, [0, 1]).square().sum().backward()
+        gradients.append(velocity.grad)
+    assert torch.equal(gradients[0], gradients[1])
+    with pytest.raises(KernelError, match=r"needs .* MB in mode 'store' or .* in mode 'checkpoint' or .*'boundary'"):
+        simulator(memory_budget_gb=1e-4).held(2)
+    assert simulator(memory="boundary").held(2).memory.mode == "boundary"

@@ -13,6 +13,7 @@ from hpfwi_kernels import buffers
 from hpfwi_kernels.absorbing import Profiles
 from hpfwi_kernels.acoustic import loops
 from hpfwi_kernels.acoustic.layout import Layout, aligned
+from hpfwi_kernels.acoustic.memory import STATE_FIELDS, STORE, Memory, core, ring_cells, segments
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, require_fitting, upsample
@@ -30,13 +31,14 @@ def forward(
     store: bool,
     threads: int = 1,
     pool: buffers.Pool | None = None,
+    memory: Memory = STORE,
 ) -> tuple[NDArray, NDArray | None]:
     """Record pressure at the receivers of every shot, in the dtype of velocity.
 
     velocity   float32 or float64 [z, x] or [shot, z, x], m/s          wavelet   [shot, source, time], Pa/m²
-    store      also keep what `gradient` needs                         threads   shots run at the same time
-    pool       lends the large buffers; None takes fresh memory
-    returns    [shot, receiver, time] in Pa, and [shot, step, cell] (this module's own layout) or None
+    store      also keep what `gradient` needs, in the way that `memory` says
+    threads    shots run at the same time                              pool      lends large buffers; None: fresh ones
+    returns    [shot, receiver, time] in Pa, and [shot, ...] (this module's own layout) or None
     raises     ModelError, GeometryError, StabilityError before any work
     """
     setup = prepare(velocity, wavelet, sources, receivers, scheme)
@@ -44,24 +46,34 @@ def forward(
     layout, dtype = constants.layout, constants.dtype
     drive = upsample(wavelet, scheme.substeps).astype(dtype)
     shots, _, steps = drive.shape
+    plan = _plan(constants, scheme, memory, steps, shots, threads)
     records = buffers.empty((shots, steps, receivers.per_shot), dtype)
-    slots = -(-steps // scheme.store_every)
-    kept = (shots, slots, layout.rows * layout.width) if store else (1, 1, 1)
-    stored = aligned(math.prod(kept), dtype, pool=pool).reshape(kept)
+    kept = plan.take(plan.kept if store else (1, 1, 1), pool)
     strips = constants.strips(scheme, reach=1)
 
     def run(shot: int, workspace: list[NDArray]) -> None:
-        u, v, *memory = workspace
-        loops.march(
-            u, v, constants.factor_of(setup, shot), constants.damping, *memory, *constants.profiles, *strips,
-            *constants.stencil, setup.damping is not None, scheme.free_surface,
-            *constants.taps(setup.sources[shot]), drive[shot], *constants.taps(setup.receivers[shot]), records[shot],
-            stored[shot if store else 0], store, scheme.store_every, np.uint64(layout.width),
-        )  # fmt: skip
+        u, v, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z = workspace
+        mine = kept[shot if store else 0]
+        ring, ends = plan.ring(mine) if store else (plan.nothing, None)
+        for number, (begin, end) in enumerate(plan.segments):
+            if store and memory.mode == "checkpoint":
+                for slot, field in enumerate((u, v, psi_x, zeta_x, psi_z, zeta_z)):
+                    mine[number, slot] = field
+            loops.march(
+                u, v, constants.factor_of(setup, shot), constants.damping,
+                psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, *constants.profiles, *strips,
+                *constants.stencil, setup.damping is not None, scheme.free_surface,
+                *constants.taps(setup.sources[shot]), drive[shot], *constants.taps(setup.receivers[shot]),
+                records[shot, begin:end], begin, end, mine if store and memory.mode == "store" else plan.no_brackets,
+                store and memory.mode == "store", scheme.store_every, np.uint64(layout.width),
+                ring, ends is not None, plan.core,
+            )  # fmt: skip
+        if ends is not None:
+            ends[0], ends[1] = (u, v) if steps % 2 == 0 else (v, u)
 
     _each_shot(run, shots, threads, lambda: _fields([layout.size] * 8, dtype, pool))
     records = np.ascontiguousarray(downsample(records.transpose(0, 2, 1), scheme.substeps), dtype)
-    return records, stored if store else None
+    return records, kept if store else None
 
 
 def gradient(
@@ -75,48 +87,149 @@ def gradient(
     *,
     threads: int = 1,
     pool: buffers.Pool | None = None,
+    memory: Memory = STORE,
 ) -> tuple[NDArray, NDArray]:
     """Apply the transpose of forward's derivative to a gradient with respect to the records.
 
-    stored    what forward kept                record_gradient   [shot, receiver, time]
+    stored    what forward kept, with the same `memory` and `threads`          record_gradient   [shot, receiver, time]
     returns   gradients with respect to velocity and wavelet, in their shapes and velocity's dtype
 
     Each shot is summed on its own and shots are added in order in float64: the bits do not depend on `threads`.
     """
     setup = prepare(velocity, wavelet, sources, receivers, scheme)
-    require_fitting(record_gradient, wavelet, receivers, stored, scheme)
     constants = _constants(setup, scheme, _field_dtype(velocity))
     layout, dtype = constants.layout, constants.dtype
     drive = upsample(wavelet, scheme.substeps).astype(dtype)
+    shots, _, steps = drive.shape
+    plan = _plan(constants, scheme, memory, steps, shots, threads)
+    if memory.mode == "store":
+        require_fitting(record_gradient, wavelet, receivers, stored, scheme)
+    if stored.shape != plan.kept:
+        raise ModelError(
+            f"The stored wavefields have shape {stored.shape} and this call keeps {plan.kept}; pass what forward "
+            "returned for the same scheme, memory and threads."
+        )
     residual = upsample(record_gradient, scheme.substeps) / scheme.substeps
     residual = np.ascontiguousarray(residual.transpose(0, 2, 1), dtype)
-    shots = drive.shape[0]
     drive_gradient = buffers.empty(drive.shape, dtype)
     per_shot = buffers.empty((shots, *setup.shape), np.float64)
-    strips = constants.strips(scheme, reach=2)
+    strips, forward_strips = constants.strips(scheme, reach=2), constants.strips(scheme, reach=1)
+    again = memory.mode == "checkpoint"
+
+    def workspace() -> list[NDArray]:
+        return _fields([layout.size] * (18 if again else 12 if memory.mode == "boundary" else 10), dtype, pool)
 
     def run(shot: int, workspace: list[NDArray]) -> None:
-        mu, v, p_x, z_x, p_z, z_z, *scratch, total = workspace
-        source = setup.sources[shot]
-        product = buffers.empty((source.weight.size, drive.shape[2]), dtype)
-        loops.march_back(
-            mu, v, constants.factor_of(setup, shot), constants.damping, p_x, z_x, p_z, z_z, *constants.profiles,
-            *scratch, *strips, *constants.stencil, setup.damping is not None, scheme.free_surface,
-            *constants.taps(source), product, drive_gradient[shot],
-            *constants.taps(setup.receivers[shot]), residual[shot],
-            stored[shot], scheme.store_every, np.uint64(layout.width), total,
-        )  # fmt: skip
+        mu, v, p_x, z_x, p_z, z_z, t, flow, lift, total, *rest = workspace
+        brackets = plan.take(plan.segment, pool)
+        unused_records = buffers.empty((plan.longest, receivers.per_shot), dtype)
+        source, mine = setup.sources[shot], stored[shot]
+        factor = constants.factor_of(setup, shot)
+        product = buffers.empty((source.weight.size, steps), dtype)
+        ring, ends = plan.ring(mine)
+        field, field_next = t, flow  # never read unless the field is run backwards
+        if ends is not None:
+            field, field_next = rest
+            field_next[:], field[:] = ends
+        for number, (begin, end) in reversed(list(enumerate(plan.segments))):
+            if again:
+                u, u_next, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z = rest
+                for saved, state in zip(mine[number], (u, u_next, psi_x, zeta_x, psi_z, zeta_z), strict=True):
+                    state[:] = saved
+                loops.march(
+                    u, u_next, factor, constants.damping,
+                    psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, *constants.profiles, *forward_strips,
+                    *constants.stencil, setup.damping is not None, scheme.free_surface,
+                    *constants.taps(source), drive[shot], *constants.taps(setup.receivers[shot]), unused_records,
+                    begin, end, brackets, True, scheme.store_every, np.uint64(layout.width),
+                    plan.nothing, False, plan.core,
+                )  # fmt: skip
+            loops.march_back(
+                mu, v, factor, constants.damping, p_x, z_x, p_z, z_z, *constants.profiles,
+                t, flow, lift, *strips, *constants.stencil, setup.damping is not None, scheme.free_surface,
+                *constants.taps(source), product, drive[shot], drive_gradient[shot],
+                *constants.taps(setup.receivers[shot]), residual[shot], begin, end,
+                brackets if again else plan.no_brackets if ends is not None else mine,
+                scheme.store_every, np.uint64(layout.width), total,
+                ring, ends is not None, plan.core, field, field_next,
+            )  # fmt: skip
+            if (end - begin) % 2 == 1:
+                mu, v = v, mu
         per_shot[shot] = layout.inner(total).astype(np.float64) * scheme.store_every
         # The wavelet acts inside the bracket that c multiplies, at every step whatever store_every is.
         own = (product.astype(np.float64) * drive[shot][source.point]).sum(axis=1)
         np.add.at(per_shot[shot], (source.row, source.column), own)
 
-    _each_shot(run, shots, threads, lambda: _fields([layout.size] * 10, dtype, pool))
+    _each_shot(run, shots, threads, workspace)
     per_model = per_shot if velocity.ndim == 3 else _sum_in_order(per_shot)
     scale = np.divide(2.0, setup.velocity, out=np.zeros_like(setup.velocity), where=setup.velocity != 0)
     velocity_gradient = fold_edges(per_model * scale, scheme).reshape(velocity.shape)
     wavelet_gradient = downsample(drive_gradient, scheme.substeps) * scheme.substeps
     return velocity_gradient.astype(dtype), wavelet_gradient.astype(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What a way of keeping the wavefield comes to for one call: shapes, segments of steps, and where things lie."""
+
+    mode: str
+    dtype: np.dtype
+    brackets: np.dtype
+    segments: list[tuple[int, int]]
+    kept: tuple[int, ...]
+    segment: tuple[int, int]
+    core: tuple[np.uint64, ...]
+    nothing: NDArray
+    no_brackets: NDArray
+    ring_shape: tuple[int, int]
+
+    @property
+    def longest(self) -> int:
+        return self.segments[0][1] - self.segments[0][0] if self.mode == "checkpoint" else 1
+
+    def take(self, shape: tuple[int, ...], pool: buffers.Pool | None) -> NDArray:
+        """Uninitialised memory for what is kept: brackets, or fields in the other modes, each shot on a cache line."""
+        brackets = self.mode == "store" or shape == self.segment
+        return aligned(math.prod(shape), self.brackets if brackets else self.dtype, pool=pool).reshape(shape)
+
+    def ring(self, mine: NDArray) -> tuple[NDArray, NDArray | None]:
+        """The ring at every step and the last two fields, as views of what one shot keeps; nothing in other modes."""
+        if self.mode != "boundary":
+            return self.nothing, None
+        size = math.prod(self.ring_shape)
+        return mine[:size].reshape(self.ring_shape), mine[size:].reshape(2, -1)
+
+
+def _plan(constants: "_Constants", scheme: Scheme, memory: Memory, steps: int, shots: int, threads: int) -> _Plan:
+    layout, dtype = constants.layout, constants.dtype
+    if memory.half and dtype != np.float32:
+        raise ModelError(f"half=True keeps float32 brackets in 16 bits and velocity is {dtype}; leave half out.")
+    brackets = np.dtype(np.uint16) if memory.half else dtype
+    parts = segments(memory, scheme, steps, shots, threads)
+    cells = layout.rows * layout.width
+    slots = -(-(parts[0][1] - parts[0][0]) // scheme.store_every)
+    ring = (1, 1)
+    around = tuple(int(edge) for edge in layout.box)
+    if memory.mode == "store":
+        kept: tuple[int, ...] = (shots, slots, cells)
+    elif memory.mode == "checkpoint":
+        kept = (shots, len(parts), STATE_FIELDS, layout.size)
+    else:
+        around = core(layout, scheme)
+        ring = (steps, ring_cells(layout, scheme))
+        kept = (shots, math.prod(ring) + 2 * layout.size)
+    return _Plan(
+        mode=memory.mode,
+        dtype=dtype,
+        brackets=brackets,
+        segments=parts,
+        kept=kept,
+        segment=(slots, cells) if memory.mode == "checkpoint" else (1, 1),
+        core=tuple(np.uint64(edge) for edge in around),
+        nothing=buffers.zeros((1, 1), dtype),
+        no_brackets=buffers.zeros((1, 1), brackets),
+        ring_shape=ring,
+    )
 
 
 @dataclass(frozen=True, eq=False)

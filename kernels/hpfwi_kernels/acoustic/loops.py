@@ -19,7 +19,7 @@ A tuple `reach` of R ones selects the order: its length is part of its type, so 
 import numpy as np
 
 from hpfwi_kernels.compiling import hot
-from hpfwi_kernels.vectors import ahead, behind, lanes, left, load, put, right, stream
+from hpfwi_kernels.vectors import ahead, behind, lanes, left, load, put, right, stream, unpack
 
 MARGIN = 16
 LANES = 16
@@ -399,12 +399,56 @@ def _mirror(u, box, stride, reach):
 
 @hot
 def _correlate(mu, w, w_stride, total, box, stride):
-    """total += mu w on every cell of the box."""
+    """total += mu w on every cell of the box; w may be kept in bfloat16."""
+    width = lanes(mu)
     for y in range(box[0], box[1]):
         row = y * stride
         w_row = (y - box[0]) * w_stride
-        for x in range(box[2], box[3]):
-            total[row + x] += mu[row + x] * w[w_row + (x - box[2])]
+        for x in range(box[2], box[3], width):
+            i = row + x
+            put(total, i, load(total, i) + load(mu, i) * unpack(w, w_row + (x - box[2]), mu))
+
+
+@hot
+def _ring(field, ring, core, stride, radius, restore):
+    """Copy the `radius` cells around the core to `ring`, or back; a star-shaped stencil needs no corners."""
+    n = np.uint64(0)
+    for side in range(4):
+        first_row, last_row, first, last = core[0], core[1], core[2], core[3]
+        if side == 0:
+            first_row, last_row = core[0] - radius, core[0]
+        elif side == 1:
+            first_row, last_row = core[1], core[1] + radius
+        elif side == 2:
+            first, last = core[2] - radius, core[2]
+        else:
+            first, last = core[3], core[3] + radius
+        for y in range(first_row, last_row):
+            row = y * stride
+            if restore:
+                for x in range(first, last):
+                    field[row + x] = ring[n + (x - first)]
+            else:
+                for x in range(first, last):
+                    ring[n + (x - first)] = field[row + x]
+            n += last - first
+
+
+@hot
+def _unwind(u, v, c, mu, total, counts, core, stride, kz, kx, reach):
+    """v = u(t+1) becomes u(t-1) on the core; total += mu w there where the step counts."""
+    width = lanes(u)
+    for y in range(core[0], core[1]):
+        row = y * stride
+        low, here = load(u, row + core[2] - width), load(u, row + core[2])
+        for x in range(core[2], core[3], width):
+            i = row + x
+            high = load(u, i + width)
+            w = _bracket(u, i, low, here, high, stride, kz, kx, reach)
+            if counts:
+                put(total, i, load(total, i) + load(mu, i) * w)
+            _leap(v, c, i, here, w)
+            low, here = here, high
 
 
 @hot
@@ -438,24 +482,30 @@ def march(
     u, v, c, damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
     strips_x, strips_z, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
     source_cell, source_point, source_weight, drive, receiver_cell, receiver_point, receiver_weight, records,
-    stored, store, store_every, w_stride,
+    begin, end, stored, store, store_every, w_stride, ring, save_ring, core,
 ):  # fmt: skip
-    """Run one shot forward.
+    """Run one shot forward from step `begin` to before step `end`; begin is a multiple of store_every.
 
-    drive    [source, step]       records  [step, receiver], written     stored  [slot, z·x], written when `store`
-    u, v     fields at t = 0 and t = -1, zero                            strips  [n, 2] first and last+1 column or row
+    drive    [source, step]       records  [step - begin, receiver], written
+    u, v     fields at t = begin and t = begin - 1. After an odd number of steps they have changed places, and so have
+             psi and psi_next
+    stored   [slot, z·x], the brackets of every store_every-th step from `begin`, written when `store`
+    ring     [step, cell], the cells around the core, written when `save_ring`
+    strips   [n, 2] first and last+1 column or row
     """
-    steps = drive.shape[1]
     first_row, last_row = _between(strips_z, box[0], box[1])
     first_column, last_column = _between(strips_x, box[2], box[3])
     inside = (first_row, last_row, first_column, last_column)
-    for step in range(steps):
+    for step in range(begin, end):
+        row = step - begin
         for r in range(records.shape[1]):
-            records[step, r] = 0
+            records[row, r] = 0
         for n in range(receiver_cell.size):
-            records[step, receiver_point[n]] += receiver_weight[n] * u[receiver_cell[n]]
-        keep = store and step % store_every == 0
-        w_out = stored[step // store_every] if keep else stored[0]
+            records[row, receiver_point[n]] += receiver_weight[n] * u[receiver_cell[n]]
+        if save_ring:
+            _ring(u, ring[step], core, stride, np.uint64(len(reach)), False)
+        keep = store and row % store_every == 0
+        w_out = stored[row // store_every] if keep else stored[0]
         if sponge:
             if keep:
                 _sponge(u, v, c, damping, w_out, w_stride, KEEP, box, stride, kz, kx, reach)
@@ -488,30 +538,44 @@ def march(
 def march_back(
     mu, v, c, damping, p_x, z_x, p_z, z_z, ax, bx, slope_x, az, bz, slope_z, t, flow, lift,
     strips_x, strips_z, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
-    source_cell, source_point, source_weight, source_product, drive_gradient,
-    receiver_cell, receiver_point, receiver_weight, residual, stored, store_every, w_stride, total,
+    source_cell, source_point, source_weight, source_product, drive, drive_gradient,
+    receiver_cell, receiver_point, receiver_weight, residual, begin, end, stored, store_every, w_stride, total,
+    ring, rebuild, core, field, field_next,
 ):  # fmt: skip
-    """Run one shot's adjoint backwards in time.
+    """Run one shot's adjoint backwards in time, from step end - 1 to step `begin`, a multiple of store_every.
 
     residual        [step, receiver]
     drive_gradient  [source, step], written
     source_product  [source tap, step], written: weight times mu at the tap, the source's own part of the gradient
+    stored          [slot, z·x], the brackets from `begin` on
     total           [z·x], += sum over stored steps of mu w
+    mu, v           change places when the number of steps is odd
+    rebuild         take w from the wavefield itself, which is run backwards in the core between the cells in `ring`:
+                    field and field_next hold u(end - 1) and u(end), and change places as mu and v do
     """
-    steps = residual.shape[0]
     first_row, last_row = _between(strips_z, box[0], box[1])
     first_column, last_column = _between(strips_x, box[2], box[3])
     inside = (first_row, last_row, first_column, last_column)
-    for back in range(steps):
-        step = steps - 1 - back
+    for back in range(end - begin):
+        step = end - 1 - back
         for s in range(drive_gradient.shape[0]):
             drive_gradient[s, step] = 0
         for n in range(source_cell.size):
             product = source_weight[n] * mu[source_cell[n]]
             source_product[n, step] = product
             drive_gradient[source_point[n], step] += product
-        if step % store_every == 0:
-            _correlate(mu, stored[step // store_every], w_stride, total, box, stride)
+        counts = (step - begin) % store_every == 0
+        if rebuild:
+            _ring(field, ring[step], core, stride, np.uint64(len(reach)), True)
+            _unwind(field, field_next, c, mu, total, counts, core, stride, kz, kx, reach)
+            for n in range(source_cell.size):
+                i = source_cell[n]
+                field_next[i] += c[i] * (source_weight[n] * drive[source_point[n], step])
+            if free_surface:
+                _mirror(field_next, box, stride, reach)
+            field, field_next = field_next, field
+        elif counts:
+            _correlate(mu, stored[(step - begin) // store_every], w_stride, total, box, stride)
         if sponge:
             _sponge(mu, v, c, damping, total, w_stride, DROP, box, stride, kz, kx, reach)
         else:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hpfwi_kernels.acoustic import cpu
+from hpfwi_kernels.acoustic.memory import STORE, Memory
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.buffers import Pool
@@ -22,6 +23,7 @@ def propagate(
     *,
     threads: int = 1,
     pool: Pool | None = None,
+    memory: Memory = STORE,
 ) -> Tensor:
     """Record pressure at the receivers of every shot.
 
@@ -30,6 +32,7 @@ def propagate(
     sources     one set of taps per shot and source        receivers   one per shot and receiver
     threads     shots run at the same time; the bits do not depend on it
     pool        lends wavefields and snapshots, for a caller that propagates again and again; None takes fresh memory
+    memory      how the wavefield is held for the gradient, where one is wanted; `choose` picks one for a budget
     returns     same dtype [shot, receiver, time], Pa; sample 0 is the field before the first step. Differentiable once
                 in velocity and wavelet, by the discrete adjoint (exact in velocity for scheme.store_every = 1)
     raises      ModelError, GeometryError, StabilityError before any work
@@ -42,7 +45,7 @@ def propagate(
     if velocity.dtype != wavelet.dtype:
         raise ModelError(f"velocity is {velocity.dtype} and wavelet is {wavelet.dtype}; give both the same dtype.")
     store = torch.is_grad_enabled() and (velocity.requires_grad or wavelet.requires_grad)
-    result: Tensor = _Propagate.apply(velocity, wavelet, sources, receivers, scheme, threads, pool, store)
+    result: Tensor = _Propagate.apply(velocity, wavelet, sources, receivers, scheme, threads, pool, memory, store)
     return result
 
 
@@ -57,6 +60,7 @@ class _Propagate(torch.autograd.Function):
         scheme: Scheme,
         threads: int,
         pool: Pool | None,
+        memory: Memory,
         store: bool,
     ) -> Tensor:
         records, stored = cpu.forward(
@@ -68,18 +72,19 @@ class _Propagate(torch.autograd.Function):
             store=store,
             threads=threads,
             pool=pool,
+            memory=memory,
         )
         if store:
             assert stored is not None
             ctx.save_for_backward(velocity, wavelet, torch.from_numpy(stored))
-            ctx.rest = (sources, receivers, scheme, threads, pool)
+            ctx.rest = (sources, receivers, scheme, threads, pool, memory)
         return torch.from_numpy(records)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, record_gradient: Tensor) -> tuple[Tensor | None, ...]:
         velocity, wavelet, stored = ctx.saved_tensors
-        sources, receivers, scheme, threads, pool = ctx.rest
+        sources, receivers, scheme, threads, pool, memory = ctx.rest
         velocity_gradient, wavelet_gradient = cpu.gradient(
             velocity.detach().numpy(),
             wavelet.detach().numpy(),
@@ -90,10 +95,11 @@ class _Propagate(torch.autograd.Function):
             record_gradient.detach().numpy(),
             threads=threads,
             pool=pool,
+            memory=memory,
         )
         wants_velocity, wants_wavelet = ctx.needs_input_grad[:2]
         return (
             torch.from_numpy(velocity_gradient) if wants_velocity else None,
             torch.from_numpy(wavelet_gradient) if wants_wavelet else None,
-            *(None,) * 6,
+            *(None,) * 7,
         )
