@@ -33,9 +33,11 @@ def batch(samples: int = 3, rows: int = 7, columns: int = 6) -> tuple[torch.Tens
     draw = torch.Generator().manual_seed(0)
     target = torch.rand((samples, 1, rows, 1), generator=draw).expand(-1, -1, -1, columns).clone()
     target[:, :, 2:] = target[:, :, 2:3] * (1 + 0.03 * torch.rand((samples, 1, rows - 2, columns), generator=draw))
-    target[0, 0, :2] = 0.0
+    target[0, 0, :2, :3] = 0.0  # 0 / 0 for the reflection, next to weak ones
+    target[0, 0, 1, 3:] = 1.02 * target[0, 0, 0, 3:]
     prediction = target + 0.2 * torch.randn(target.shape, generator=draw)
     edges = torch.rand((samples, rows, columns), generator=draw) < 0.08
+    edges[0, 0, 3] = True
     return prediction, target, edges
 
 

@@ -16,8 +16,8 @@ from hpfwi.networks.aba_fwi import aligning_padding
 from hpfwi.networks.amfms import AmfmsSeg
 from hpfwi.networks.build import OPENFWI_SHAPES, NetworkChoice, NetworkName, build_network, published_shapes
 from hpfwi.networks.ddnet import DdNet70
-from hpfwi.networks.initialisation import OwnInitialisation
-from hpfwi.networks.u_net import zeros_around
+from hpfwi.networks.initialisation import OwnInitialisation, initialise
+from hpfwi.networks.u_net import Encoder, zeros_around
 from hpfwi.networks.velocitygan import VelocityGan
 
 TOY_RECORDS, TOY_MODEL = (3, 40, 16), (11, 15)
@@ -233,6 +233,19 @@ def test_the_faults_change_the_output_of_the_same_weights(name: NetworkName) -> 
 def test_networks_without_faults_ignore_the_option(name: NetworkName) -> None:
     records = toy_records()
     assert torch.equal(toy(name).eval()(records), toy(name, as_published=True).eval()(records))
+
+
+def test_a_skip_has_the_size_of_the_map_it_joins_and_half_of_it_as_published() -> None:
+    records = toy_records(2, (3, 37, 20))
+    for as_published, expected in (
+        (False, [(37, 20), (19, 10), (10, 5), (5, 3)]),
+        (True, [(19, 10), (10, 5), (5, 3), (3, 2)]),
+    ):
+        encoder = Encoder(3, as_published=as_published, width=0.125)
+        initialise(encoder, torch.Generator().manual_seed(0))
+        centre, skips = encoder(records)
+        assert [tuple(skip.shape[-2:]) for skip in skips] == expected
+        assert centre.shape[-2:] == (3, 2)
 
 
 def test_misplaced_skips_lie_in_the_middle_quarter() -> None:
