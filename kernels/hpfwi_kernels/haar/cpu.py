@@ -29,12 +29,12 @@ def forward(
     """Depthwise convolution of x plus that of its wavelet coefficients, in the dtype of x.
 
     x             float32 or float64 [sample, channel, row, column]
-    base_weight   [channel, k, k], k = 1, 3, 5 or 7         base_bias   [channel] or None
+    base_weight   [channel, k, k], k = 3, 5 or 7            base_bias   [channel] or None
     band_weights  [level, channel, 4, k, k], finest level first
     threads       planes worked on at the same time; the bits do not depend on it
     raises        KernelError for another dtype, k or wavelet
     """
-    plan = _plan(x, base_weight.shape[-1], len(band_weights), wavelet)
+    plan = _plan(x, _side(base_weight), len(band_weights), wavelet)
     samples, channels = x.shape[:2]
     out = buffers.empty(x.shape, x.dtype)
     bias = np.zeros(channels, x.dtype) if base_bias is None else base_bias
@@ -66,7 +66,7 @@ def gradient(
     What is not wanted comes back empty. Filter gradients are summed over a plane in x's dtype and over planes in
     float64, in an order that `threads` does not change.
     """
-    k, levels = base_weight.shape[-1], len(band_weights)
+    k, levels = _side(base_weight), len(band_weights)
     plan = _plan(x, k, levels, wavelet)
     samples, channels = x.shape[:2]
     tasks = -(-samples // GROUP) * channels
@@ -160,11 +160,16 @@ class _Plan:
         return _Space(padded, gradient, filtered, wide)
 
 
+def _side(base_weight: NDArray) -> int:
+    k = base_weight.shape[-1]
+    if k not in SIDES:
+        raise KernelError(f"The filters are {k} x {k}; this implementation has k = {', '.join(map(str, SIDES))}.")
+    return k
+
+
 def _plan(x: NDArray, k: int, levels: int, wavelet: str) -> _Plan:
     if x.dtype not in (np.float32, np.float64):
         raise KernelError(f"x has dtype {x.dtype}; give float32 or float64.")
-    if k not in SIDES:
-        raise KernelError(f"The filters are {k} x {k}; this implementation has k = {', '.join(map(str, SIDES))}.")
     layouts = layout.levels(x.shape[-2], x.shape[-1], k, levels)
     pair = filters(wavelet)
     halves = layout.halves(layouts, x.dtype)

@@ -2,7 +2,7 @@
 
 Both run over four output rows at once (layout.py): a sample is loaded once per shift along the row and used for up to
 four outputs, which keeps the multipliers busy instead of the load ports. A tuple `reach` of k ones selects the filter:
-its length is part of its type, so each k compiles to its own straight-line body. k is 1, 3, 5 or 7.
+its length is part of its type, so each k compiles to its own straight-line body. k is 3, 5 or 7.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from hpfwi_kernels.compiling import hot, hot_sum
 
 ONE, TWO, THREE, FOUR, FIVE, SIX = (np.uint64(n) for n in range(1, 7))
-SIDES = (1, 3, 5, 7)
+SIDES = (3, 5, 7)
 # As NumPy integers: a literal would compile its callees once per value.
 R0, R1, R2, R3, R4, R5, R6, R7, R8, R9 = (np.int64(n) for n in range(10))
 
@@ -28,10 +28,8 @@ def streams(start, stride, phase):
 @hot
 def _load(v, i, reach):
     """The k samples from i on; the rest repeat the first and are never used."""
-    v0 = v[i]
-    v1 = v2 = v3 = v4 = v5 = v6 = v0
-    if len(reach) > 1:
-        v1, v2 = v[i + ONE], v[i + TWO]
+    v0, v1, v2 = v[i], v[i + ONE], v[i + TWO]
+    v3 = v4 = v5 = v6 = v0
     if len(reach) > 3:
         v3, v4 = v[i + THREE], v[i + FOUR]
     if len(reach) > 5:
@@ -44,9 +42,8 @@ def _dot(total, v, w, o, row, reach):
     """Add one row of the filter at w[o:] times the loaded samples."""
     o = o + np.uint64(row * len(reach))
     total += w[o] * v[0]
-    if len(reach) > 1:
-        total += w[o + ONE] * v[1]
-        total += w[o + TWO] * v[2]
+    total += w[o + ONE] * v[1]
+    total += w[o + TWO] * v[2]
     if len(reach) > 3:
         total += w[o + THREE] * v[3]
         total += w[o + FOUR] * v[4]
@@ -101,9 +98,8 @@ def _gather(sums, d, v, reach):
     """Add d times each loaded sample to its own sum."""
     s0, s1, s2, s3, s4, s5, s6 = sums
     s0 += d * v[0]
-    if len(reach) > 1:
-        s1 += d * v[1]
-        s2 += d * v[2]
+    s1 += d * v[1]
+    s2 += d * v[2]
     if len(reach) > 3:
         s3 += d * v[3]
         s4 += d * v[4]
@@ -122,9 +118,9 @@ def _spread(sums, d, v, i, m, reach):
         loaded = _load(v, i, reach)
         if m < 4:
             s0 = _gather(s0, d[m], loaded, reach)
-        if k > 1 and 1 <= m < 5:
+        if 1 <= m < 5:
             s1 = _gather(s1, d[m - R1], loaded, reach)
-        if k > 1 and 2 <= m < 6:
+        if 2 <= m < 6:
             s2 = _gather(s2, d[m - R2], loaded, reach)
         if k > 3 and 3 <= m < 7:
             s3 = _gather(s3, d[m - R3], loaded, reach)

@@ -73,7 +73,7 @@ def transform(x: Tensor, wavelet: str = "haar") -> Tensor:
     """
     if x.dim() != 4 or 0 in x.shape:
         raise KernelError(f"x has shape {tuple(x.shape)}; give [sample, channel, row, column], none of them zero.")
-    if not compiled(x, 1):
+    if not compiled(x):
         return eager_transform(x, wavelet)
     result: Tensor = _transform(x, wavelet)
     return result
@@ -90,15 +90,15 @@ def inverse(bands: Tensor, shape: tuple[int, int], wavelet: str = "haar") -> Ten
         raise KernelError(
             f"bands has shape {tuple(bands.shape)}; planes of {shape[0]} x {shape[1]} need (sample, channel, *{sides})."
         )
-    if not compiled(bands, 1):
+    if not compiled(bands):
         return eager_inverse(bands, shape, wavelet)
     result: Tensor = _inverse(bands, shape[0], shape[1], wavelet)
     return result
 
 
-def compiled(x: Tensor, k: int) -> bool:
-    """Whether x's device and a filter of k x k have a compiled kernel; elsewhere torch's own operations do the work."""
-    return x.device.type == "cpu" and k in SIDES
+def compiled(x: Tensor, k: int | None = None) -> bool:
+    """Whether there is a compiled kernel for the device of x and filters of k x k; if not, torch's operations work."""
+    return x.device.type == "cpu" and (k is None or k in SIDES)
 
 
 def _require_fitting(x: Tensor, base_weight: Tensor, base_bias: Tensor | None, band_weights: Sequence[Tensor]) -> None:
