@@ -43,9 +43,9 @@ class NetworkChoice(BaseModel):
         description="Factor on every inner channel count, rounded to multiples of 8; 1 is the published network.",
     )
     kernels: Kernels = Field(
-        default="eager",
-        description="Wavelet convolution and multi-frequency pooling by torch's operators ('eager') or by our kernels "
-        "('fused').",
+        default="fused",
+        description="Wavelet convolution and multi-frequency pooling by our kernels ('fused') or, as published, by "
+        "torch's operators one after the other ('eager').",
     )
     as_published: bool = Field(
         default=False,

@@ -59,7 +59,7 @@ PUBLISHED = [
 def test_sizes_costs_and_shapes_are_the_published_ones(
     name: NetworkName, options: dict[str, Any], trained: int, buffers: int, gmac: float
 ) -> None:
-    choice = NetworkChoice(name=name, **options)
+    choice = NetworkChoice(name=name, kernels="eager", **options)  # what is counted are torch's operators
     records_shape, model_shape = published_shapes(name)
     records_shape, model_shape = choice.records_shape or records_shape, choice.model_shape or model_shape
     network = build_network(choice).eval().to("meta")
@@ -91,7 +91,7 @@ DECODER_70 = 2_295_552 + 574_336 + 32_832 + 8_224
     ],
 )
 def test_without_the_faults_only_the_dd_nets_grow_by_their_second_decoder(name: NetworkName, trained: int) -> None:
-    network = build_network(NetworkChoice(name=name)).to("meta")
+    network = build_network(NetworkChoice(name=name, kernels="eager")).to("meta")
     assert sum(parameter.numel() for parameter in network.parameters()) == trained
     records_shape, model_shape = published_shapes(name)
     outputs = outputs_of(network, torch.empty(2, *records_shape, device="meta"))
@@ -286,6 +286,24 @@ def test_records_of_any_length_are_resampled_first(name: NetworkName) -> None:
     network = toy(name).eval()
     for shape in ((3, 40, 16), (3, 97, 7)):
         assert tuple(outputs_of(network, toy_records(2, shape))[0].shape) == (2, 1, *TOY_MODEL)
+
+
+@pytest.mark.parametrize("name", ["amfms", "aba-fwi", "aba-fwi+"])
+def test_a_network_of_fused_layers_is_the_one_of_eager_layers(name: NetworkName) -> None:
+    results = []
+    for kernels in ("eager", "fused"):
+        # In float64, because batch norms and maxima amplify the roundings of float32 from layer to layer.
+        network = toy(name, kernels=kernels).double()
+        output = network(toy_records().double())
+        output.square().sum().backward()
+        results.append([output.detach(), *(value.grad for value in network.parameters())])
+    eager, fused = results
+    assert len(eager) == len(fused)
+    torch.testing.assert_close(fused[0], eager[0], rtol=1e-5, atol=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in eager[1:])
+    for one, other in zip(fused[1:], eager[1:], strict=True):
+        # Biases in front of a batch norm have no gradient but rounding: hence the second term.
+        assert float((one - other).abs().max()) <= 1e-4 * float(other.abs().max()) + 1e-9 * largest
 
 
 def test_shapes_that_cannot_be_built_are_refused_with_a_remedy() -> None:
