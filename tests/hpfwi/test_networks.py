@@ -81,13 +81,10 @@ DECODER_70 = 2_295_552 + 574_336 + 32_832 + 8_224
 @pytest.mark.parametrize(
     ("name", "trained"),
     [
-        ("amfms-seg", 8_905_363),
         ("fcnvmb", 31_058_497),
         ("dd-net", 43_250_947),
         ("dd-net70", 7_632_209 + DECODER_70),
-        ("aba-fwi+", 31_184_329),
         ("tu-net", 10_191_247),
-        ("tu-net-seg", 10_304_805),
     ],
 )
 def test_without_the_faults_only_the_dd_nets_grow_by_their_second_decoder(name: NetworkName, trained: int) -> None:
