@@ -15,6 +15,7 @@ import typer
 
 from hpfwi import __version__
 from hpfwi.cli_data import app as data_app
+from hpfwi.cli_train import register as register_training
 from hpfwi.errors import ConfigError, HpfwiError, Stopped
 from hpfwi.verbs import verb_of
 
@@ -110,12 +111,17 @@ def resume(folder: Folder, workers: Workers = None) -> None:
 
     It starts from the last checkpoint that is whole and gives the same result, bit for bit, on any number of workers.
     """
+    from hpfwi.cli_train import resume_training
     from hpfwi.config import load_config
     from hpfwi.run_folder import RunFolder
+    from hpfwi.training.settings import is_training
 
     with RunFolder.open(folder) as run:
         if run.is_done:
             typer.echo(f"{folder} is finished; there is nothing to resume.")
+            return
+        if is_training(folder):
+            resume_training(run, _overrides(None, workers=workers))
             return
         config, _ = load_config(run.config_path, _overrides(None, workers=workers))
         _drive(config, run, going_on=True)
@@ -182,11 +188,15 @@ def config(
 ) -> None:
     """Print every option, its meaning and its origin.
 
-    The output is TOML that can be edited and run. Recipes: demo, marmousi_smooth, marmousi_linear.
+    The output is TOML that can be edited and run. Recipes: demo, marmousi_smooth, marmousi_linear, and those of
+    `hpfwi train`.
     """
     from hpfwi.config import describe, load_config
+    from hpfwi.training.settings import is_training, load_train_config
 
-    typer.echo(describe(*load_config(source, _overrides(overrides))), nl=False)
+    read = load_train_config if is_training(source) else load_config
+    config, origins = read(source, _overrides(overrides))
+    typer.echo(describe(config, origins), nl=False)
 
 
 @_verb
@@ -228,7 +238,10 @@ def report(folder: Folder) -> None:
     The run may be finished, stopped or still going on.
     """
     from hpfwi.report import write_report
+    from hpfwi.training.settings import is_training
 
+    if is_training(folder):
+        raise ConfigError(f"{folder} trained a network; `hpfwi evaluate {folder}` says how good it is.")
     typer.echo(f"Wrote {write_report(folder)}")
 
 
@@ -301,6 +314,9 @@ def _console() -> Console:
 
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=100)
+
+
+register_training(app)
 
 
 def main() -> None:

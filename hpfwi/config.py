@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -29,6 +29,11 @@ from hpfwi.physics.survey import SurveySettings
 
 Origins = dict[str, str]
 """Where each option got its value, by dotted name: "default", "--set", or the name of the file or recipe."""
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+TRAINING = "train_"
+"""How the names of training recipes begin; the others are inversions'."""
 
 TO_BE_GIVEN = "PATH"
 """Stands in a recipe for the file that its user has to name."""
@@ -133,24 +138,46 @@ class RunConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-            raise ValueError("it must be letters, digits, dots, dashes and underscores, a letter or digit first")
-        return value
+        return name_of_folder(value)
+
+
+def name_of_folder(value: str) -> str:
+    """The value, where a run's folder can be called so; raises ValueError elsewhere."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError("it must be letters, digits, dots, dashes and underscores, a letter or digit first")
+    return value
 
 
 def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> tuple[RunConfig, Origins]:
-    """Read a configuration and say where each of its values comes from.
+    """Read the configuration of an inversion and say where each of its values comes from; see `load_settings`.
 
     source      a TOML file, the name of a recipe (see `recipe_names`), or None for the defaults alone
+    """
+    return load_settings(RunConfig, source, overrides, recipes=recipe_names(), files=FILE_OPTIONS)
+
+
+def load_settings(
+    kind: type[Settings],
+    source: str | Path | None,
+    overrides: Sequence[str],
+    *,
+    recipes: Sequence[str],
+    files: Mapping[str, tuple[str, ...]],
+) -> tuple[Settings, Origins]:
+    """Read a configuration of one kind and say where each of its values comes from.
+
+    kind        the settings model; a name that it lacks is filled in from the source's
+    source      a TOML file, one of `recipes`, or None for the defaults alone
     overrides   "a.b=value", applied in order; the value is TOML, or text where it is not valid TOML
+    files       options whose value may be a file, as FILE_OPTIONS
     raises      ConfigError: one sentence naming the option, its value, its limit and the remedy
     """
-    defaults = options_of(RunConfig())
-    table, origin, folder = _read(source)
+    defaults = options_of(kind())
+    table, origin, folder = _read(source, recipes)
     values: dict[str, Any] = {}
     origins: Origins = dict.fromkeys(defaults, "default")
     for name, value in _leaves(table, defaults):
-        values[name] = _resolved(defaults[name], value, folder)
+        values[name] = _resolved(defaults[name], value, folder, files)
         origins[name] = origin
     if source is not None and "name" not in values:
         values["name"] = _name_from(origin)
@@ -158,12 +185,12 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     spelled: dict[str, str] = {}
     for override in overrides:
         name, text = _split_override(override, defaults)
-        values[name] = _resolved(defaults[name], _parse_value(text), Path.cwd())
+        values[name] = _resolved(defaults[name], _parse_value(text), Path.cwd(), files)
         spelled[name] = text
         origins[name] = "--set"
     for name, value in values.items():
         _refuse_early(defaults[name], value, origins[name])
-    return _validate(values, spelled, origins, defaults), origins
+    return _validate(kind, values, spelled, origins, defaults), origins
 
 
 def require_input(config: RunConfig) -> None:
@@ -181,29 +208,38 @@ def require_input(config: RunConfig) -> None:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with hpfwi."""
+    """Names of the recipes of inversions that come with hpfwi."""
+    return [name for name in _every_recipe() if not name.startswith(TRAINING)]
+
+
+def training_recipe_names() -> list[str]:
+    """Names of the recipes that train networks."""
+    return [name for name in _every_recipe() if name.startswith(TRAINING)]
+
+
+def _every_recipe() -> list[str]:
     entries = importlib.resources.files("hpfwi").joinpath("recipes").iterdir()
     return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
 
 
-def describe(config: RunConfig, origins: Mapping[str, str]) -> str:
-    """Every option as TOML with its meaning, value, origin and default; itself a file that `load_config` reads."""
-    return as_toml(config, origins, options_of(RunConfig()))
+def describe(config: BaseModel, origins: Mapping[str, str]) -> str:
+    """Every option as TOML with its meaning, value, origin and default; itself a file that can be read back."""
+    return as_toml(config, origins, options_of(type(config)()))
 
 
-def _read(source: str | Path | None) -> tuple[dict[str, Any], str, Path]:
+def _read(source: str | Path | None, recipes: Sequence[str]) -> tuple[dict[str, Any], str, Path]:
     """The table of a file or recipe, a name for its origin, and the folder that relative files start from."""
     if source is None:
         return {}, "default", Path.cwd()
     path = Path(source)
     try:
-        if not path.is_file() and str(source) in recipe_names():
+        if not path.is_file() and str(source) in recipes:
             text = importlib.resources.files("hpfwi").joinpath("recipes", f"{source}.toml").read_text("utf-8")
             return tomllib.loads(text), f"recipe {source}", Path.cwd()
         return tomllib.loads(path.read_bytes().decode("utf-8-sig")), path.name, path.absolute().parent
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{source} does not exist; give a TOML file or one of the recipes {', '.join(recipe_names())}."
+            f"{source} does not exist; give a TOML file or one of the recipes {', '.join(recipes)}."
         ) from error
     except OSError as error:
         raise ConfigError(f"{source} cannot be read ({error.strerror}); give a TOML file or a recipe.") from error
@@ -290,11 +326,11 @@ def _parse_value(text: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text
 
 
-def _resolved(option: Option, value: Any, folder: Path) -> Any:
+def _resolved(option: Option, value: Any, folder: Path, files: Mapping[str, tuple[str, ...]]) -> Any:
     """The value with "none" read as None and a relative file made absolute from `folder`."""
     if value == NONE and option.may_be_none:
         return None
-    words = FILE_OPTIONS.get(option.name)
+    words = files.get(option.name)
     if words is None or not isinstance(value, str) or value in words or not value:
         return value
     return str((folder / Path(value).expanduser()).resolve())
@@ -310,10 +346,14 @@ def _refuse_early(option: Option, value: Any, origin: str) -> None:
 
 
 def _validate(
-    values: Mapping[str, Any], spelled: Mapping[str, str], origins: Origins, defaults: Mapping[str, Option]
-) -> RunConfig:
+    kind: type[Settings],
+    values: Mapping[str, Any],
+    spelled: Mapping[str, str],
+    origins: Origins,
+    defaults: Mapping[str, Option],
+) -> Settings:
     try:
-        return RunConfig.model_validate(_nested(values))
+        return kind.model_validate(_nested(values))
     except ValidationError as error:
         problems = error.errors(include_url=False)
     # `--set name=2024` is a number in TOML and meant as text: where text is asked for, take it as it was spelled.
@@ -323,7 +363,7 @@ def _validate(
         if problem["type"] == "string_type" and (name := _option_at(problem["loc"], defaults)) in spelled
     }
     if as_text and any(values[name] != text for name, text in as_text.items()):
-        return _validate({**values, **as_text}, {}, origins, defaults)
+        return _validate(kind, {**values, **as_text}, {}, origins, defaults)
     raise _first_problem(problems, values, origins, defaults)
 
 

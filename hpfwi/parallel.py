@@ -6,8 +6,13 @@
     gradient dJ/dm of a group         an item's array; their exact sum reaches every rank
     parameterisation and optimiser    a task's state, replicated on every rank
 
-Groups of shots are fixed by the configuration, never by the number of workers, so the sum has the same bits whoever
-computes it.
+    slice of a batch                  item
+    samples                           cost
+    gradient of the network           an item's array
+    network and optimiser             a task's state
+
+Groups of shots and slices of batches are fixed by the configuration, never by the number of workers, so the sum has the
+same bits whoever computes it.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from hpfwi_cluster.replica import one_torch_thread
 
 if TYPE_CHECKING:
     from hpfwi.inversion.task import InversionTask
+    from hpfwi.training.task import TrainingTask
 
 __all__ = [
     "ClusterError",
@@ -38,6 +44,8 @@ __all__ = [
     "one_torch_thread",
     "start_generation",
     "start_group",
+    "start_training",
+    "validation_iteration",
 ]
 
 
@@ -59,6 +67,31 @@ def start_group(run: Path, settings: ClusterSettings) -> Group:
     workers = settings.worker_count()
     threads = settings.threads_per_worker if workers else local_threads(settings)
     return make_group(factory, workers=workers, threads_per_worker=threads, settings=settings)
+
+
+def start_training(run: Path, settings: ClusterSettings) -> Group:
+    """Start the workers of the training run in folder `run`, each with a replica of it; `workers = 0` starts none.
+
+    Iterations from 0 are steps, whose items are slices; those below 0 (see `validation_iteration`) validate and change
+    nothing, and their items are slices of the validation.
+
+    raises  ClusterError: the workers cannot be had, or a replica cannot be built from the folder
+    """
+    workers = settings.worker_count()
+    threads = settings.threads_per_worker if workers else local_threads(settings)
+    if settings.device == "cuda" and not workers:
+        threads = 1  # slices on one GPU would only wait for each other
+    factory = partial(_build_training, str(run), threads)
+    return make_group(factory, workers=workers, threads_per_worker=threads, settings=settings)
+
+
+def validation_iteration(epoch: int) -> int:
+    """The number that a group knows the validation after this epoch by.
+
+    >>> validation_iteration(0), validation_iteration(9)
+    (-1, -10)
+    """
+    return -1 - epoch
 
 
 def start_generation(factory: Callable[[], Task], settings: ClusterSettings) -> Group:
@@ -105,6 +138,41 @@ class _ItemsOfShots:
     def finish(self, iteration: int, total: np.ndarray | None) -> None:
         assert total is not None  # this task always contributes an array
         self._task.advance(iteration, total)
+
+    def state(self) -> State:
+        return self._task.state()
+
+    def load_state(self, state: State) -> None:
+        self._task.load_state(state)
+
+
+def _build_training(run: str, ahead: int) -> _ItemsOfSlices:
+    from hpfwi.training.task import open_task
+
+    return _ItemsOfSlices(open_task(Path(run), ahead=ahead))
+
+
+class _ItemsOfSlices:
+    """A training run as the cluster layer sees it."""
+
+    def __init__(self, task: TrainingTask) -> None:
+        self._task = task
+        self._validates = False
+
+    def begin(self, iteration: int) -> None:
+        self._validates = iteration < 0
+        self._task.begin(None if self._validates else iteration)
+
+    def compute(self, item: int) -> ItemResult:
+        if self._validates:
+            return ItemResult(np.zeros(1), self._task.judge(item))
+        gradient, numbers = self._task.gradient(item)
+        return ItemResult(gradient, numbers)
+
+    def finish(self, iteration: int, total: np.ndarray | None) -> None:
+        assert total is not None  # this task always contributes an array
+        if not self._validates:
+            self._task.advance(iteration, total)
 
     def state(self) -> State:
         return self._task.state()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -64,13 +65,19 @@ def sentence(step: Step, iterations: int, remaining_s: float | None) -> str:
 
 
 class Progress:
-    """Show the progress of `iterations` iterations, of which `first` were done before.
+    """Show the progress of `iterations` iterations, of which `first` were done before; `unit` is what they are called.
 
     Use as a context manager; the first output comes on entering it.
     """
 
     def __init__(
-        self, iterations: int, *, first: int = 0, console: Console | None = None, every_s: float = LINE_EVERY_S
+        self,
+        iterations: int,
+        *,
+        first: int = 0,
+        console: Console | None = None,
+        every_s: float = LINE_EVERY_S,
+        unit: str = "iteration",
     ) -> None:
         from rich.console import Console
 
@@ -78,6 +85,7 @@ class Progress:
         self._done = first
         self._console = console or Console()
         self._every_s = every_s
+        self._unit = unit
         self._ends: deque[float] = deque(maxlen=RECENT + 1)
         self._line_at = float("-inf")
         self._bar: Any = None
@@ -87,7 +95,7 @@ class Progress:
         if self._console.is_terminal:
             self._start_bar()
         else:
-            self._print(f"iteration {self._done}/{self._iterations}: starting")
+            self._print(f"{self._unit} {self._done}/{self._iterations}: starting")
         return self
 
     def __exit__(
@@ -104,17 +112,21 @@ class Progress:
         # The bar takes the room that the facts leave, so that neither wraps on a narrow terminal.
         columns = (SpinnerColumn(), BarColumn(bar_width=None), TextColumn("{task.fields[facts]}"))
         self._bar = Bar(*columns, console=self._console, expand=True, refresh_per_second=4)
-        facts = f"iteration {self._done}/{self._iterations}: starting"
+        facts = f"{self._unit} {self._done}/{self._iterations}: starting"
         self._task = self._bar.add_task("", total=self._iterations, completed=self._done, facts=facts)
         self._bar.start()
 
     def update(self, *, iteration: int, misfit: float, seconds: float, shots: int, wait_share: float) -> None:
         """Show the iteration that just ended; `iteration` counts from 0, as events do."""
         step = Step(iteration + 1, misfit, seconds, shots, wait_share)
-        self._done = step.number
+        self.show(step.number, lambda remaining_s: sentence(step, self._iterations, remaining_s))
+
+    def show(self, done: int, say: Callable[[float | None], str]) -> None:
+        """Show that `done` iterations are done, in the words that `say` finds for that and for the time left, s."""
+        self._done = done
         now = time.monotonic()
         self._ends.append(now)
-        facts = sentence(step, self._iterations, self.remaining_s())
+        facts = say(self.remaining_s())
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, facts=facts)
         elif now - self._line_at >= self._every_s or self._done >= self._iterations:

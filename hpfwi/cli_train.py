@@ -1,0 +1,235 @@
+"""`hpfwi train`, `evaluate`, `predict` and `compare`: networks that map records to velocities."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpfwi.errors import ConfigError, Stopped
+from hpfwi.verbs import verb_of
+
+if TYPE_CHECKING:
+    from hpfwi.run_folder import RunFolder
+    from hpfwi.training.settings import TrainConfig
+
+LINE_EVERY_S = 5.0
+"""Time between two lines of progress."""
+
+
+class Which(StrEnum):
+    """A checkpoint of a run."""
+
+    best = "best"
+    last = "last"
+
+
+class Device(StrEnum):
+    """Where a network computes."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run, such as runs/train_amfms.")]
+Checkpoint = Annotated[
+    Which, typer.Option("--checkpoint", help="The one with the least validation loss, or the last one.")
+]
+On = Annotated[Device, typer.Option("--device", help="Where the network computes.")]
+Split = Annotated[str, typer.Option("--split", help="Samples to score: a split of the store, or 'validation'.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Make the functions of this file commands of `hpfwi`."""
+    verb = verb_of(app)
+    for function in (train, evaluate, predict, compare):
+        verb(function)
+
+
+def train(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="RUN.TOML", help="A TOML file, or a recipe such as train_amfms or train_inversionnet."),
+    ],
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="PATH.zarr", help="Pairs to train on, made by `hpfwi data`.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=VALUE", help="Change one option of the configuration; may be repeated."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run and of its folder.")] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option("--workers", metavar="N", help="Worker processes; 0 computes in this process, auto: every core."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
+) -> None:
+    """Train a network on pairs of records and velocities.
+
+    Ctrl-C and SIGTERM stop the run after a step, with a checkpoint and exit code 75; `hpfwi resume` goes on to the
+    same result, on any number of workers.
+    """
+    from hpfwi.environment import environment
+    from hpfwi.options import toml_value
+    from hpfwi.run_folder import RunFolder, refuse_taken
+    from hpfwi.store.openfwi import open_pairs
+    from hpfwi.training.settings import load_train_config, require_pairs, resolved, samples_of
+
+    if resume:
+        raise ConfigError(f"A training run is resumed like every other: `hpfwi resume {source}`.")
+    named = {"data.pairs": data, "name": name}
+    texts = [f"{option}={toml_value(value)}" for option, value in named.items() if value is not None]
+    texts += [] if workers is None else [f"cluster.workers={workers}"]
+    config, _ = load_train_config(source, [*(overrides or []), *texts])
+    require_pairs(config)
+    parent = Path(config.output.folder)
+    refuse_taken(parent / config.name, overwrite)
+    store = open_pairs(config.data.pairs)
+    config = resolved(config, store)
+    samples_of(config, store)
+    for line in _scales(config):
+        typer.echo(line)
+    facts = environment(["hpfwi", *sys.argv[1:]])
+    with RunFolder.create(config, config.name, parent=parent, environment=facts, overwrite=overwrite) as run:
+        _drive(config, run, going_on=False)
+
+
+def resume_training(run: RunFolder, overrides: list[str]) -> None:
+    """Go on with the training run in an open folder; `hpfwi resume` calls this."""
+    from hpfwi.training.settings import load_train_config
+
+    config, _ = load_train_config(run.config_path, overrides)
+    _drive(config, run, going_on=True)
+
+
+def _scales(config: TrainConfig) -> list[str]:
+    """What was derived from the store, with the reason."""
+    scale = config.training.normalisation
+    lines = []
+    if scale.range_mps is not None and scale.normalisation == "range":
+        lines.append(
+            "Velocities   {:g} to {:g} m/s are scaled to the ends: the extremes of the store, unless given".format(
+                *scale.range_mps
+            )
+        )
+    if scale.normalisation == "per-sample":
+        lines.append("Velocities   each sample's own range, as published: the network cannot predict m/s")
+    if scale.amplitudes is not None:
+        lines.append(
+            "Amplitudes   {:g} to {:g} are scaled to the ends: the extremes of the store, unless given".format(
+                *scale.amplitudes
+            )
+        )
+    return lines
+
+
+def _drive(config: TrainConfig, run: RunFolder, *, going_on: bool) -> None:
+    """Train in an open run folder, stopping when asked to; then say what came out and where to look."""
+    from hpfwi.stop import Stop, on_signals
+    from hpfwi.training.train import train as train_in
+
+    for notice in run.notices:
+        typer.echo(notice)
+    typer.echo(f"Run folder {run.path}")
+    stop = Stop()
+    try:
+        with on_signals(stop, typer.echo):
+            outcome = train_in(config, run, resume=going_on, stop=stop)
+    except KeyboardInterrupt:
+        raise Stopped(f"Stopped at once by a second signal; go on with `hpfwi resume {run.path}`.") from None
+    best = outcome.best_validation
+    typer.echo(
+        f"Best         epoch {outcome.best_epoch}: loss {best['loss']:.4g}, mean error {best['mae_mps']:.1f} m/s"
+    )
+    typer.echo(f"Speed        {outcome.samples_per_s:.3g} samples/s over {outcome.steps} steps")
+    typer.echo(f"TensorBoard  tensorboard --logdir {run.path / 'tb'}")
+    typer.echo(f"Next         hpfwi evaluate {run.path}")
+
+
+def evaluate(
+    run: Run,
+    split: Split = "test",
+    checkpoint: Checkpoint = Which.best,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="PATH.zarr", help="Another store than the run's own.")
+    ] = None,
+    device: On = Device.cpu,
+) -> None:
+    """Score a trained network on samples it has not seen.
+
+    Writes a table of every sample, means with 95 % confidence intervals, the best, median and worst sample and
+    profiles through them to RUN/evaluation/SPLIT.
+    """
+    from hpfwi.training.compare import said
+    from hpfwi.training.evaluate import evaluate as evaluate_run
+
+    found = evaluate_run(run, split, which=checkpoint.value, data=data, device=device.value, progress=_counted())
+    width = max(len(name) for name in found.means)
+    for name, mean in found.means.items():
+        left_out = f"  ({mean.samples} of {len(found.samples)} samples)" if mean.samples < len(found.samples) else ""
+        typer.echo(f"{name:<{width}}  {said(mean)}{left_out}")
+    typer.echo(f"Wrote {found.folder}")
+
+
+def predict(
+    run: Run,
+    records: Annotated[
+        Path, typer.Argument(metavar="RECORDS.NPY", help="Records [sample, shot, time, receiver], or one sample.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.NPY", help="Velocities to write, m/s.")],
+    checkpoint: Checkpoint = Which.best,
+    normalised: Annotated[
+        bool, typer.Option("--normalised", help="Write the network's own scale in place of m/s.")
+    ] = False,
+    device: On = Device.cpu,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
+) -> None:
+    """Write the velocities that a trained network finds for records."""
+    from hpfwi.training.predict import predict as predict_records
+
+    shape = predict_records(
+        run,
+        records,
+        out,
+        which=checkpoint.value,
+        normalised=normalised,
+        device=device.value,
+        overwrite=overwrite,
+        progress=_counted(),
+    )
+    unit = "on the network's scale" if normalised else "in m/s"
+    typer.echo(f"Wrote {' x '.join(str(count) for count in shape)} velocities {unit} to {out}")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Folders of evaluated training runs.")],
+    split: Annotated[str, typer.Option("--split", help="The evaluation to compare.")] = "test",
+    out: Annotated[Path, typer.Option("--out", metavar="PATH.png", help="The figure.")] = Path("comparison.png"),
+) -> None:
+    """Compare networks that were evaluated on the same samples: one table, one figure."""
+    from hpfwi.training.compare import as_text
+    from hpfwi.training.compare import compare as compare_runs
+
+    for line in as_text(compare_runs(runs, split, out=out)):
+        typer.echo(line)
+    typer.echo(f"Wrote {out}")
+
+
+def _counted() -> Callable[[int, int], None]:
+    """What says how many samples are done, every few seconds."""
+    last = time.monotonic()
+
+    def say(done: int, samples: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_EVERY_S and done < samples:
+            last = time.monotonic()
+            typer.echo(f"{done} of {samples} samples")
+
+    return say

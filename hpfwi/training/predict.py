@@ -1,0 +1,76 @@
+"""Velocities for records that came from anywhere: .npy in, .npy out, a few samples at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from hpfwi.errors import ConfigError, DataError
+from hpfwi.store.npy_files import open_npy
+from hpfwi.training.forward import in_mps
+from hpfwi.training.trained import Which, open_trained
+
+_AT_ONCE = 64
+"""Samples in memory at a time: about 100 MB of OpenFWI's records."""
+
+
+def predict(
+    run: Path,
+    records: Path,
+    out: Path,
+    *,
+    which: Which = "best",
+    normalised: bool = False,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, samples: None,
+) -> tuple[int, ...]:
+    """Write the velocities that a trained network finds for records; returns the shape of what was written.
+
+    records     .npy, real[sample, shot, time, receiver], or one sample without the first axis, in the unit and with
+                the geometry that the network was trained on
+    out         .npy, float32[sample, z, x] in m/s, or [z, x] for one sample; appears whole or not at all
+    which       checkpoint
+    normalised  write the network's own scale in place of m/s
+    progress    told after every part how many samples of how many are done
+
+    raises      ConfigError: out is there already, or the network cannot tell m/s; DataError: records that do not fit
+    """
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; choose another name, or replace it with --overwrite.")
+    trained = open_trained(run, which, device=device)
+    settings = trained.config.training
+    file = open_npy(records)
+    single = file.shape == trained.records_shape
+    if not single and file.shape[1:] != trained.records_shape:
+        wanted = list(trained.records_shape)
+        raise DataError(
+            f"{records} has shape {list(file.shape)}; this network takes [shot, time, receiver] = {wanted}, with or "
+            "without samples before it."
+        )
+    samples = 1 if single else file.samples
+    shape = trained.config.network.model_shape
+    assert shape is not None  # a run folder's configuration is resolved
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        final = shape if single else (samples, *shape)
+        written = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=final)
+        for first in range(0, samples, _AT_ONCE):
+            count = min(_AT_ONCE, samples - first)
+            part = file.read(0, file.samples)[None] if single else file.read(first, count)
+            values = trained.predict(part)
+            velocities = values if normalised else in_mps(settings, values)
+            written.reshape(samples, *shape)[first : first + count] = velocities
+            progress(first + count, samples)
+        written.flush()
+        os.replace(temporary, out)
+    except OSError as error:
+        raise DataError(
+            f"{out} cannot be written ({error.strerror or error}); make room there or choose another place."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return final

@@ -1,0 +1,237 @@
+"""The configuration of a training run: which pairs, which network, how it is trained and on what."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from hpfwi.config import (
+    TO_BE_GIVEN,
+    Origins,
+    OutputSettings,
+    load_settings,
+    name_of_folder,
+    training_recipe_names,
+)
+from hpfwi.errors import ConfigError
+from hpfwi.inversion.optimise import AdamSettings
+from hpfwi.networks.build import NetworkChoice
+from hpfwi.parallel import ClusterSettings
+from hpfwi.store.openfwi import PairStore
+from hpfwi.training.batches import LoaderSettings
+from hpfwi.training.losses import LossSettings
+from hpfwi.training.normalise import NormalisationSettings
+from hpfwi.training.schedule import ScheduleSettings
+
+VALIDATION = "validation"
+"""The split that is used for validation where a store has one."""
+
+
+class PairsSettings(BaseModel):
+    """Pairs of records and velocity models, and which of them are used for what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pairs: str = Field(
+        default=TO_BE_GIVEN, min_length=1, description="Store of pairs, a .zarr folder that `hpfwi data` wrote."
+    )
+    train: str = Field(default="train", min_length=1, description="Split of the store that trains.")
+    validation_share: float = Field(
+        default=0.02,
+        gt=0,
+        lt=1,
+        description="Share of the training split, its last samples, that validates and does not train, where the store "
+        f"has no split called '{VALIDATION}'; at least one sample.",
+    )
+    loader: LoaderSettings = LoaderSettings.model_validate({})
+
+
+class TrainingSettings(BaseModel):
+    """How a network is trained: the same on any number of workers, because a slice and not a worker is its unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=140, ge=1, description="Passes over the training samples.")
+    batch: int = Field(default=20, ge=1, description="Samples in an optimiser step.")
+    slices: int = Field(
+        default=4,
+        ge=1,
+        description="Parts of a batch, computed one by one or by several workers at once; batch norm takes its "
+        "statistics from a slice. More slices than workers save memory, as accumulating gradients does.",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the order of samples and of the noise.")
+    records_noise: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Standard deviation of Gaussian noise added to training records, in the records' unit.",
+    )
+    critic_steps: int = Field(
+        default=5, ge=1, description="Steps of the critic for one of the generator; for velocitygan alone."
+    )
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        default="float32",
+        description="Arithmetic of the layers. 'tf32' lets a GPU round what it multiplies; 'bfloat16' is autocast: "
+        "weights, losses and sums stay float32.",
+    )
+    channels_last: bool = Field(
+        default=False, description="Keep channels innermost in memory, which tensor cores prefer; bits change."
+    )
+    average_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Validate, evaluate and predict with a moving average of the weights, which keeps this share of "
+        'itself in every step; "none" takes the weights of the last step.',
+    )
+    validate_every: int = Field(default=1, ge=1, description="Epochs between validations; the last one always is.")
+    checkpoint_every: int = Field(
+        default=1000, ge=1, description="Steps between checkpoints within an epoch; every epoch ends with one."
+    )
+    log_every: int = Field(default=10, ge=1, description="Steps between entries of the event log and TensorBoard.")
+    shown_samples: int = Field(
+        default=3, ge=0, le=8, description="Validation samples drawn, predicted beside true, in TensorBoard."
+    )
+    loss: LossSettings = LossSettings.model_validate({})
+    schedule: ScheduleSettings = ScheduleSettings.model_validate({})
+    normalisation: NormalisationSettings = NormalisationSettings.model_validate({})
+    optimiser: AdamSettings = AdamSettings.model_validate({})
+
+    @model_validator(mode="after")
+    def _whole_slices(self) -> Self:
+        if self.slices > self.batch:
+            raise ValueError(
+                f"slices={self.slices} of a batch of {self.batch} leaves some empty; take at most that many"
+            )
+        return self
+
+
+class TrainConfig(BaseModel):
+    """Everything that determines a training run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(
+        default="run",
+        max_length=100,
+        description="Name of the run and of its folder; without one, the name of the TOML file.",
+    )
+    data: PairsSettings = PairsSettings.model_validate({})
+    network: NetworkChoice = NetworkChoice.model_validate({})
+    training: TrainingSettings = TrainingSettings.model_validate({})
+    cluster: ClusterSettings = ClusterSettings.model_validate({})
+    output: OutputSettings = OutputSettings.model_validate({})
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        return name_of_folder(value)
+
+    @model_validator(mode="after")
+    def _critic_and_its_loss(self) -> Self:
+        gan = self.network.name == "velocitygan"
+        if gan != (self.training.loss.name == "wgan-gp"):
+            raise ValueError(
+                f"network.name = {self.network.name!r} cannot be trained with training.loss.name = "
+                f"{self.training.loss.name!r}; velocitygan takes 'wgan-gp' and no other network does"
+            )
+        if self.training.loss.name == "dd" and self.network.name not in ("dd-net", "dd-net70"):
+            raise ValueError(
+                f"training.loss.name = 'dd' needs the edges that dd-net and dd-net70 return, and {self.network.name!r} "
+                "returns none; take another loss"
+            )
+        return self
+
+
+def load_train_config(source: str | Path | None, overrides: Sequence[str] = ()) -> tuple[TrainConfig, Origins]:
+    """Read the configuration of a training run and say where each of its values comes from.
+
+    source      a TOML file, the name of a training recipe, or None for the defaults alone
+    raises      ConfigError: see `hpfwi.config.load_settings`; a folder in place of a file
+    """
+    if source is not None and (Path(source) / "config.toml").is_file():
+        raise ConfigError(f"{source} is a run folder; go on with `hpfwi resume {source}`, or give its config.toml.")
+    files = {"data.pairs": (TO_BE_GIVEN,)}
+    return load_settings(TrainConfig, source, overrides, recipes=training_recipe_names(), files=files)
+
+
+def is_training(source: str | Path | None) -> bool:
+    """Whether a recipe, a TOML file or a run folder trains a network rather than inverts gathers."""
+    if source is None:
+        return False
+    path = Path(source)
+    if str(source) in training_recipe_names() and not path.is_file():
+        return True
+    try:
+        table = tomllib.loads((path / "config.toml" if path.is_dir() else path).read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError):
+        return False
+    return "training" in table or "network" in table
+
+
+def require_pairs(config: TrainConfig) -> None:
+    """Raise ConfigError where the store of pairs has still to be named."""
+    if config.data.pairs == TO_BE_GIVEN:
+        raise ConfigError(
+            f"{config.name} needs pairs of records and velocities; name a store that `hpfwi data` wrote with "
+            "--data PATH.zarr."
+        )
+
+
+def resolved(config: TrainConfig, store: PairStore) -> TrainConfig:
+    """The configuration with what the store decides filled in, so that a run folder can be used without the store.
+
+    These are the shapes of records and model, and the ranges of velocity and amplitude that normalise: the least and
+    largest values of the whole store, as its manifest states them.
+    """
+    ranges = {name: (values["min"], values["max"]) for name, values in store.statistics.items()}
+    shapes = {"records_shape": store.records_shape, "model_shape": store.model_shape}
+    for name, shape in shapes.items():
+        asked = getattr(config.network, name)
+        if asked is not None and tuple(asked) != shape:
+            raise ConfigError(
+                f"network.{name} = {list(asked)} contradicts {store.path}, which has {list(shape)}; leave it out."
+            )
+    scale = config.training.normalisation
+    scale = scale.model_copy(
+        update={
+            "range_mps": scale.range_mps or (ranges["models"] if scale.normalisation == "range" else None),
+            "amplitudes": scale.amplitudes or (ranges["records"] if scale.records == "log" else None),
+        }
+    )
+    return config.model_copy(
+        update={
+            "network": config.network.model_copy(update=shapes),
+            "training": config.training.model_copy(update={"normalisation": scale}),
+        }
+    )
+
+
+def samples_of(config: TrainConfig, store: PairStore) -> tuple[range, range]:
+    """Samples that train and samples that validate: neighbours in the store that have none in common.
+
+    raises      ConfigError: no such split, or too few samples for a batch beside the validation's
+    """
+    train = split_of(store, config.data.train)
+    if VALIDATION in store.splits and config.data.train != VALIDATION:
+        validation = store.splits[VALIDATION]
+    else:
+        kept = max(1, round(len(train) * config.data.validation_share))
+        train, validation = train[: len(train) - kept], train[len(train) - kept :]
+    if len(train) < config.training.batch:
+        raise ConfigError(
+            f"{store.path} leaves {len(train)} samples to train beside {len(validation)} that validate, fewer than a "
+            f"batch of {config.training.batch}; lower training.batch (and training.slices)."
+        )
+    return train, validation
+
+
+def split_of(store: PairStore, name: str) -> range:
+    """Samples of a split; raises ConfigError where the store has none of that name."""
+    if name not in store.splits:
+        raise ConfigError(f"{store.path} has no split {name!r}; it has {', '.join(store.splits)}.")
+    return store.splits[name]

@@ -1,0 +1,289 @@
+"""One replica of a training run: the network, the gradient of a slice, the optimiser's step, the loss of a validation.
+
+A replica is built from a run folder and the store of pairs that it names, so a worker on any node starts from the same
+bits. What a slice gives is a function of the state and of (seed, epoch, step, slot) alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpfwi.errors import NumericsError
+from hpfwi.inversion.optimise import build_adam, load_optimiser_state, optimiser_state
+from hpfwi.networks.build import build_network
+from hpfwi.networks.velocitygan import VelocityGan
+from hpfwi.store.openfwi import PairStore, open_pairs
+from hpfwi.training.batches import Batches, Slice, slice_of
+from hpfwi.training.edges import edge_masks
+from hpfwi.training.forward import outputs_of, scale_of, velocities_of
+from hpfwi.training.losses import critic_terms, loss_terms, needs_edges
+from hpfwi.training.metrics import scores_in_mps
+from hpfwi.training.replicas import Replicas, put_weights, take_total, trained_parameters, vector_of, weights_of
+from hpfwi.training.schedule import generator_moves, learning_rate
+from hpfwi.training.settings import TrainConfig, load_train_config, samples_of
+from hpfwi.training.trained import AVERAGE, NETWORK, OPTIMISER
+
+SUMMED_OVER_A_BATCH = {"mpe": "edge", "l1+l2+rctb": "boundary"}
+"""Terms that divide by the number of samples once more than a mean does. A slice's term is therefore weighted by its
+share of the batch, so that cutting a batch into slices leaves the size of the term as it was published."""
+_EXPONENT = "statistics_exponent"
+
+
+class TrainingTask:
+    """The state of a training run and what advances it.
+
+    store       the pairs; only the samples of the training and of the validation split are read
+    ahead       slices that are computed at the same time in this process, which decides about memory for reading
+    device      of the network
+    """
+
+    def __init__(self, config: TrainConfig, store: PairStore, *, ahead: int = 1, device: str = "cpu") -> None:
+        self.config = config
+        self.settings = settings = config.training
+        self.store = store
+        self.train, self.validation = samples_of(config, store)
+        self.device = torch.device(device)
+        loader = config.data.loader
+        self.batches = Batches(
+            store,
+            self.train,
+            seed=settings.seed,
+            batch=settings.batch,
+            slots=settings.slices,
+            settings=loader.model_copy(update={"buffers": max(loader.buffers, ahead + 1)}),
+            device=self.device,
+        )
+        self.steps = self.batches.steps_per_epoch * settings.epochs
+        network = build_network(config.network).to(self.device)
+        if settings.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network
+        self.optimiser = build_adam(
+            [{"params": trained_parameters(network), "lr": settings.schedule.peak, "name": "network"}],
+            settings.optimiser,
+        )
+        self.average: dict[str, torch.Tensor] | None = None
+        if settings.average_decay is not None:
+            self.average = {name: value.detach().clone() for name, value in weights_of(network).items()}
+        self._replicas = Replicas(network)
+        self._exponent = 0
+        self._step: int | None = None
+        self._sequence: list[int] = []
+        self._previous: list[int] = []
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What validation, evaluation and prediction use: the moving average of the weights, or the last ones."""
+        return self.average if self.average is not None else weights_of(self.network)
+
+    def begin(self, step: int | None) -> None:
+        """Get ready for the slices of a step, counted from 0 over the run, or of the validation (None)."""
+        if step != self._step and self._sequence:
+            self._previous = self._sequence
+        self._step, self._sequence = step, []
+
+    def gradient(self, slot: int) -> tuple[NDArray[np.float32], dict[str, float]]:
+        """What a slice adds to the step's sum (see `hpfwi.training.replicas`), and numbers about it.
+
+        The numbers are `loss`, its terms by name, `samples`, and the seconds spent, `seconds`, and of them waiting for
+        samples, `waited_s`. May be called from several threads at once.
+
+        raises      NumericsError: a loss that is not finite; DataError: a sample that cannot be read
+        """
+        assert self._step is not None  # begin comes first
+        started = time.perf_counter()
+        epoch, step = divmod(self._step, self.batches.steps_per_epoch)
+        taken = self.batches.take(epoch, step, slot)
+        waited_s = time.perf_counter() - started
+        self._read_ahead(self._step, slot)
+        try:
+            share = len(taken.indices) / self.settings.batch
+            with self._replicas.training() as replica:
+                terms = self._backward(replica, taken, share)
+                vector = vector_of(replica, share, self._exponent)
+        finally:
+            self.batches.release(taken)
+        loss = sum(value for name, value in terms.items() if name not in ("critic", "penalty"))
+        numbers = {"loss": loss, **terms, "samples": float(len(taken.indices))}
+        if not np.isfinite(list(numbers.values())).all() or not np.isfinite(vector).all():
+            raise NumericsError(f"a loss of {loss} or a gradient that is not finite in slice {slot} of step {step}")
+        return vector, numbers | {"seconds": time.perf_counter() - started, "waited_s": waited_s}
+
+    def advance(self, step: int, total: NDArray[np.float64]) -> None:
+        """Take one optimiser step with the sum over the step's slices."""
+        settings, per_epoch = self.settings, self.batches.steps_per_epoch
+        rate = learning_rate(settings.schedule, step=step, steps_per_epoch=per_epoch, epochs=settings.epochs)
+        with torch.no_grad():
+            self._exponent = take_total(self.network, total, self._exponent)
+        if isinstance(self.network, VelocityGan) and not self._generator_moves(step):
+            for parameter in self.network.generator.parameters():
+                parameter.grad = None  # Adam leaves it, and its moments, alone
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        if self.average is not None:
+            assert settings.average_decay is not None
+            for name, value in weights_of(self.network).items():
+                self.average[name].lerp_(value.detach(), 1.0 - settings.average_decay)
+
+    def validation_parts(self) -> int:
+        """Number of slices that the validation samples are cut into."""
+        return -(-len(self.validation) // self._validation_batch)
+
+    def judge(self, part: int) -> dict[str, float]:
+        """Sums over the samples of one slice of the validation.
+
+        `samples`, and times the number of samples: `loss` with its terms, `mae_mps`, `rmse_mps` and `ssim`. Velocities
+        are on the scale of training, records without noise, batch norm with its running statistics.
+        """
+        first = self.validation.start + part * self._validation_batch
+        indices = np.arange(first, min(first + self._validation_batch, self.validation.stop))
+        records, models = self.store.read(indices)
+        target_mps = torch.from_numpy(models).unsqueeze(1)
+        edges = self._edges(target_mps)
+        settings = self.settings
+        target_mps = target_mps.to(self.device)
+        scale = scale_of(settings, target_mps)
+        with torch.no_grad(), self._replicas.judging(self.weights()) as replica:
+            outputs = outputs_of(settings, replica, torch.from_numpy(records).to(self.device))
+            terms = {
+                name: float(value)
+                for name, value in loss_terms(settings.loss, outputs, scale.normalised(target_mps), edges=edges).items()
+            }
+            if (term := SUMMED_OVER_A_BATCH.get(settings.loss.name)) is not None:
+                terms[term] *= len(indices) / settings.batch
+            prediction = outputs[0] if isinstance(outputs, tuple) else outputs
+            predicted_mps = scale.in_mps(prediction)[:, 0].cpu().numpy()
+        scores = scores_in_mps(predicted_mps, models)
+        kept = {name: float(scores[name].sum()) for name in ("mae_mps", "rmse_mps", "ssim")}
+        kept = {name: value for name, value in kept.items() if np.isfinite(value)}  # maps below 7 cells have no SSIM
+        terms = {"loss": sum(terms.values()), **terms}
+        return {"samples": float(len(indices))} | {name: value * len(indices) for name, value in terms.items()} | kept
+
+    def predict(self, records: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Velocities on the network's scale, float32[sample, z, x], of records[sample, shot, time, receiver]."""
+        with self._replicas.judging(self.weights()) as replica:
+            return velocities_of(self.settings, replica, torch.from_numpy(records).to(self.device))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that steps change, by flat name."""
+        arrays = {f"{NETWORK}{name}": _array(value) for name, value in weights_of(self.network).items()}
+        arrays |= {f"{AVERAGE}{name}": _array(value) for name, value in (self.average or {}).items()}
+        arrays |= {f"{OPTIMISER}{name}": value for name, value in optimiser_state(self.optimiser).items()}
+        return arrays | {_EXPONENT: np.array(self._exponent)}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over what `state` returned; raises DataError where it belongs to another configuration."""
+        put_weights(weights_of(self.network), state, NETWORK)
+        if self.average is not None:
+            put_weights(self.average, state, AVERAGE)
+        load_optimiser_state(
+            self.optimiser,
+            {name.removeprefix(OPTIMISER): value for name, value in state.items() if name.startswith(OPTIMISER)},
+        )
+        self._exponent = int(state[_EXPONENT])
+
+    @property
+    def _validation_batch(self) -> int:
+        """Samples in a slice of the validation: what a slice of training needs memory for, at most."""
+        return max(1, self.settings.batch // self.settings.slices)
+
+    def _backward(self, replica: torch.nn.Module, taken: Slice, share: float) -> dict[str, float]:
+        """Gradients of a slice's mean loss in a copy of the network; returns the terms."""
+        settings = self.settings
+        edges = self._edges(taken.models)
+        target = scale_of(settings, taken.models).normalised(taken.models)
+        records = taken.records + self._noise(taken) if settings.records_noise else taken.records
+        assert self._step is not None
+        moves = not isinstance(replica, VelocityGan) or self._generator_moves(self._step)
+        with torch.set_grad_enabled(moves):
+            outputs = outputs_of(settings, replica, records)
+        if not isinstance(replica, VelocityGan):
+            terms = loss_terms(settings.loss, outputs, target, edges=edges)
+            if (term := SUMMED_OVER_A_BATCH.get(settings.loss.name)) is not None:
+                terms[term] = terms[term] * share
+            torch.stack(list(terms.values())).sum().backward()
+            return {name: float(value.detach()) for name, value in terms.items()}
+        assert isinstance(outputs, torch.Tensor)
+        # Both parts see the networks as they were before the step, so that one sum carries both gradients.
+        generator = _generator(settings.seed, taken, stream=1)
+        terms = critic_terms(settings.loss, replica.critic, outputs, target, generator)
+        torch.stack(list(terms.values())).sum().backward()
+        own = loss_terms(settings.loss, outputs, target, critic=replica.critic if moves else None)
+        if moves:
+            parameters = [parameter for parameter in replica.generator.parameters() if parameter.requires_grad]
+            found = torch.autograd.grad(torch.stack(list(own.values())).sum(), parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter.grad = gradient
+        return {name: float(value.detach()) for name, value in (terms | own).items()}
+
+    def _edges(self, models_mps: torch.Tensor) -> torch.Tensor | None:
+        """Edge masks bool[sample, z, x] of velocities Tensor[sample, 1, z, x], where the loss reads them."""
+        if not needs_edges(self.settings.loss):
+            return None
+        return torch.from_numpy(edge_masks(models_mps[:, 0].cpu().numpy())).to(self.device)
+
+    def _noise(self, taken: Slice) -> torch.Tensor:
+        generator = _generator(self.settings.seed, taken, stream=0)
+        noise = torch.randn(taken.records.shape, generator=generator) * self.settings.records_noise
+        return noise.to(self.device)
+
+    def _generator_moves(self, step: int) -> bool:
+        return generator_moves(
+            step=step, steps_per_epoch=self.batches.steps_per_epoch, critic_steps=self.settings.critic_steps
+        )
+
+    def _read_ahead(self, step: int, slot: int) -> None:
+        """Ask for the slices that this rank will probably compute next: those it computed in the step before."""
+        self._sequence.append(slot)
+        for number, following in self._expected(step, slot):
+            epoch, within = divmod(number, self.batches.steps_per_epoch)
+            if number >= self.steps or not self.batches.request(epoch, within, following):
+                return
+
+    def _expected(self, step: int, slot: int) -> Iterator[tuple[int, int]]:
+        """(step, slot) that come after this one if ranks go on sharing the work as they did."""
+        known = self._previous or [slot]
+        rest = known[known.index(slot) + 1 :] if slot in known else []
+        yield from ((step, other) for other in rest if other not in self._sequence)
+        yield from ((step + 1, other) for other in known)
+
+
+def open_task(run: Path, *, ahead: int = 1, device: str | None = None) -> TrainingTask:
+    """The replica that the run folder `run` describes, at its state before the first step.
+
+    device      of the network; None: cluster.device
+
+    raises      DataError, ConfigError: the store of pairs is not there, or does not fit the configuration
+    """
+    config, _ = load_train_config(run / "config.toml")
+    device = config.cluster.device if device is None else device
+    if device == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.training.precision == "tf32"
+    return TrainingTask(config, open_pairs(config.data.pairs), ahead=ahead, device=device)
+
+
+def slice_sizes(config: TrainConfig) -> list[int]:
+    """Samples in each slice of a step."""
+    settings = config.training
+    whole = np.arange(settings.batch)
+    return [len(slice_of(whole, slot, settings.slices)) for slot in range(settings.slices)]
+
+
+def _generator(seed: int, taken: Slice, *, stream: int) -> torch.Generator:
+    """A generator on the CPU for one slice and one purpose, the same wherever the slice is computed."""
+    words = np.random.SeedSequence([seed, stream, taken.epoch, taken.step, taken.slot]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0]))
+
+
+def _array(value: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = value.detach().cpu().numpy()
+    return array

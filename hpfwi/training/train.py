@@ -1,0 +1,353 @@
+"""The loop of a training run: steps and validations on workers, log, pictures and checkpoints on the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hpfwi import checkpoints
+from hpfwi.errors import NumericsError, Stopped
+from hpfwi.parallel import (
+    ClusterError,
+    Group,
+    GroupLost,
+    IterationResult,
+    State,
+    one_torch_thread,
+    start_training,
+    validation_iteration,
+)
+from hpfwi.progress import Progress, clock
+from hpfwi.training.forward import in_mps
+from hpfwi.training.pictures import draw_predictions
+from hpfwi.training.schedule import learning_rate
+from hpfwi.training.settings import TrainConfig
+from hpfwi.training.task import open_task, slice_sizes
+from hpfwi.training.trained import STATE
+from hpfwi.training.view import TrainingView, figure_path, forget_figures_after
+
+if TYPE_CHECKING:
+    from hpfwi.run_folder import RunFolder
+    from hpfwi.stop import Stop
+
+_NO_TERM = ("samples", "seconds", "waited_s")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a finished training run ended.
+
+    loss               mean over the steps of the last epoch
+    best_epoch         counted from 1, the one with the least validation loss
+    best_validation    its scores: loss and its terms, mae_mps, rmse_mps, ssim
+    parameters         of the network that are trained
+    """
+
+    epochs: int
+    steps: int
+    seconds: float
+    samples_per_s: float
+    loss: float
+    best_epoch: int
+    best_validation: dict[str, float]
+    parameters: int
+
+
+def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -> Outcome:
+    """Train a network in a run folder, from the start or from the last checkpoint.
+
+    config  `resolved`, and stored in the folder
+    stop    polled between steps; once raised, the run leaves a checkpoint and ends
+
+    raises  Stopped: asked to; the folder can be resumed, to the same bits, on any number of workers
+            NumericsError: a loss or gradient that is not finite; nothing was applied
+            DataError, ConfigError, hpfwi_cluster.errors.ClusterError
+    """
+    folder.event("resume" if resume else "start", name=config.name, workers=config.cluster.worker_count())
+    # More torch threads in the driver would take the workers' cores, and their number could change bits.
+    with one_torch_thread(), contextlib.closing(TrainingView(folder.path)) as view:
+        run = _Run(config, folder, view)
+        with contextlib.closing(run.task.batches), Progress(run.steps, unit="step") as bar:
+            run.say = bar.say
+            if resume and run.restore():
+                bar.say(f"Going on after step {run.done}.")
+                bar.went_back(run.done)
+            else:
+                run.start()
+            with start_training(folder.path, config.cluster) as group:
+                run.give_state(group)
+                while run.done < run.steps:
+                    if stop.requested:
+                        if not run.keep(group):
+                            continue
+                        folder.event("stop", iteration=run.done, reason=stop.reason)
+                        raise Stopped(
+                            f"Stopped after step {run.done} of {run.steps} ({stop.reason}); go on with "
+                            f"`hpfwi resume {folder.path}`."
+                        )
+                    told = run.iterate(group)
+                    if told is None:
+                        bar.went_back(run.done)
+                    else:
+                        bar.show(run.done, told)
+            return run.finish()
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What a run goes back to: the last checkpoint, as it is on disk."""
+
+    done: int
+    exponent: int | None
+    state: State
+    meta: Mapping[str, Any]
+
+
+class _Run:
+    """The driver's side of a training run: its counts, its log and what it writes."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, view: TrainingView) -> None:
+        self.config = config
+        self.settings = config.training
+        self.folder = folder
+        self.view = view
+        self.say: Callable[[str], None] = lambda sentence: None
+        self.task = open_task(folder.path, device="cpu")
+        self.steps = self.task.steps
+        self.per_epoch = self.task.batches.steps_per_epoch
+        self.sizes = slice_sizes(config)
+        self.done = 0
+        self.seconds = 0.0
+        self.exponent: int | None = None
+        self.epoch_sums: dict[str, float] = {}
+        self.best: dict[str, Any] | None = None
+        self.saved: _Saved
+
+    def start(self) -> None:
+        """A new run: say what it trains on, and leave a checkpoint that a lost group can go back to."""
+        task = self.task
+        self.folder.event("data", pairs=self.config.data.pairs, train=len(task.train), validation=len(task.validation))
+        self.say(
+            f"Training {self.config.network.name} ({_parameters(task.network):,} parameters) on {len(task.train)} "
+            f"samples, {len(task.validation)} validate; {self.settings.epochs} epochs of {self.per_epoch} steps of "
+            f"{self.settings.batch} samples in {self.settings.slices} slices."
+        )
+        self._save(task.state())
+
+    def restore(self) -> bool:
+        """Take up the last good checkpoint; False where the run stopped before it had one."""
+        found = checkpoints.load_latest(self.folder.checkpoints)
+        if found is None:
+            self._forget_after(0)
+            return False
+        for sentence in found.skipped:
+            self.say(sentence)
+        state = {name.removeprefix(STATE): value for name, value in found.tensors.items()}
+        self.saved = _Saved(found.iteration, found.meta["exponent"], state, found.meta)
+        self._back_to_saved()
+        self.seconds = float(found.meta["seconds"])
+        return True
+
+    def give_state(self, group: Group) -> None:
+        """Put every rank at the last checkpoint."""
+        while True:
+            group.exponent = self.saved.exponent
+            try:
+                group.load_state(self.saved.state)
+            except GroupLost as error:
+                self.say(str(error))
+                continue
+            return
+
+    def iterate(self, group: Group) -> Callable[[float | None], str] | None:
+        """Take one step, with what ends an epoch after its last; the words for it, None where the run went back."""
+        started = time.perf_counter()
+        step = self.done
+        try:
+            result = self._run(group, step, self.sizes)
+            self.exponent = group.exponent
+            facts = self._count(step, result)
+            if self.done % self.per_epoch == 0:
+                self._end_epoch(group)
+            elif self.done % self.settings.checkpoint_every == 0:
+                self._save(group.state())
+        except GroupLost as error:
+            self._go_back(group, str(error))
+            return None
+        finally:
+            self.seconds += time.perf_counter() - started
+        return lambda left_s: self._sentence(step, facts, left_s)
+
+    def keep(self, group: Group) -> bool:
+        """Leave a checkpoint of this moment; False when the group was lost with it and the run went back."""
+        try:
+            if self.saved.done != self.done:
+                self._save(group.state())
+        except GroupLost as error:
+            self._go_back(group, str(error))
+            return False
+        return True
+
+    def finish(self) -> Outcome:
+        """Mark the run done."""
+        epochs = [event for event in self.folder.events() if event["kind"] == "epoch"]
+        assert self.best is not None  # the last epoch is always validated
+        outcome = Outcome(
+            epochs=self.settings.epochs,
+            steps=self.done,
+            seconds=self.seconds,
+            samples_per_s=self.done * self.settings.batch / self.seconds,
+            loss=epochs[-1]["loss"],
+            best_epoch=self.best["epoch"] + 1,
+            best_validation=self.best["validation"],
+            parameters=_parameters(self.task.network),
+        )
+        self.folder.event("done", iterations=self.done, seconds=self.seconds)
+        self.folder.done(asdict(outcome))
+        return outcome
+
+    def _run(self, group: Group, iteration: int, sizes: list[int]) -> IterationResult:
+        """Items 0 … of a step or a validation; raises NumericsError where one of them left the range of numbers."""
+        try:
+            result = group.run(iteration, range(len(sizes)), [float(size) for size in sizes])
+        except GroupLost:
+            raise
+        except ClusterError as error:
+            if NumericsError.__name__ not in str(error):
+                raise
+            raise NumericsError(
+                f"Training cannot go on: {str(error).rstrip('.')}; nothing was applied: lower training.schedule.peak "
+                f"in a new run, or look at the samples."
+            ) from error
+        for sentence in result.lost:
+            self.folder.event("worker_lost", iteration=iteration, sentence=sentence)
+            self.say(sentence)
+        return result
+
+    def _count(self, step: int, result: IterationResult) -> dict[str, float]:
+        """Add a step to the epoch's means and, now and then, to the log; returns its numbers."""
+        parts = [result.scalars[item] for item in sorted(result.scalars)]
+        terms = {
+            name: math.fsum(part[name] * part["samples"] for part in parts) / self.settings.batch
+            for name in parts[0]
+            if name not in _NO_TERM
+        }
+        for name, value in terms.items():
+            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
+        self.done = step + 1
+        spent_s = math.fsum(part["seconds"] for part in parts)
+        speed = {
+            "samples_per_s": self.settings.batch / result.seconds,
+            "wait_share": result.wait_share,
+            "data_wait_share": math.fsum(part["waited_s"] for part in parts) / spent_s if spent_s > 0 else 0.0,
+        }
+        if self.done % self.settings.log_every == 0 or self.done % self.per_epoch == 0:
+            rate = self._rate(step)
+            self._log("step", iteration=step, **terms, learning_rate=rate, **speed, seconds=result.seconds)
+        return terms | speed
+
+    def _end_epoch(self, group: Group) -> None:
+        """Validate where it is due, say how the epoch went, and leave a checkpoint."""
+        epoch = self.done // self.per_epoch - 1
+        means = {name: value / self.per_epoch for name, value in self.epoch_sums.items()}
+        due = (epoch + 1) % self.settings.validate_every == 0 or self.done == self.steps
+        validation = self._validate(group, epoch) if due else None
+        state = group.state()
+        if validation is not None and (self.best is None or validation["loss"] < self.best["validation"]["loss"]):
+            self.best = {"epoch": epoch, "iteration": self.done, "validation": validation}
+        rate = self._rate(self.done - 1)
+        self._log(
+            "epoch", iteration=self.done - 1, epoch=epoch, **means, learning_rate=rate, validation=validation or {}
+        )
+        judged = "" if validation is None else f"  validation {validation['loss']:.4g}, {validation['mae_mps']:.1f} m/s"
+        self.say(
+            f"epoch {epoch + 1}/{self.settings.epochs}  loss {means['loss']:.4g}{judged}  rate {rate:.3g}  "
+            f"after {clock(self.seconds)}"
+        )
+        self.epoch_sums = {}
+        self._save(state, score=None if validation is None else validation["loss"])
+        if validation is not None and self.settings.shown_samples:
+            self._draw(state)
+
+    def _validate(self, group: Group, epoch: int) -> dict[str, float]:
+        """Means over the validation samples."""
+        result = self._run(group, validation_iteration(epoch), [1] * self.task.validation_parts())
+        parts = [result.scalars[item] for item in sorted(result.scalars)]
+        samples = math.fsum(part["samples"] for part in parts)
+        names = [name for name in parts[0] if name != "samples" and all(name in part for part in parts)]
+        means = {name: math.fsum(part[name] for part in parts) / samples for name in names}
+        if not all(math.isfinite(value) for value in means.values()):
+            raise NumericsError(
+                f"The validation after epoch {epoch + 1} gave {means}; lower training.schedule.peak in a new run."
+            )
+        return means
+
+    def _draw(self, state: State) -> None:
+        """Draw the first validation samples, predicted beside true."""
+        self.task.load_state(state)
+        samples = self.task.validation[: self.settings.shown_samples]
+        records, true = self.task.store.read(samples)
+        predicted = in_mps(self.settings, self.task.predict(records), true)
+        path = figure_path(self.folder.path, self.done)
+        title = f"{self.config.name}: validation after epoch {self.done // self.per_epoch}"
+        draw_predictions(path, predicted, true, list(samples), self.task.store.physics, title)
+        self.view.figure(path)
+
+    def _save(self, state: State, *, score: float | None = None) -> None:
+        meta: dict[str, Any] = {
+            "exponent": self.exponent,
+            "seconds": self.seconds,
+            "epoch_sums": self.epoch_sums,
+            "best": self.best,
+        }
+        if score is not None:
+            meta["score"] = score
+        tensors = {f"{STATE}{name}": value for name, value in state.items()}
+        path = checkpoints.save(self.folder.checkpoints, self.done, tensors, meta)
+        self.saved = _Saved(self.done, self.exponent, state, meta)
+        kept = str(path.relative_to(self.folder.path))
+        self.folder.event("checkpoint", iteration=self.done - 1, path=kept, score=score)
+
+    def _back_to_saved(self) -> None:
+        """Take everything back to the last checkpoint; a course that was left leaves no trace."""
+        self.done, self.exponent = self.saved.done, self.saved.exponent
+        self.epoch_sums = dict(self.saved.meta["epoch_sums"])
+        self.best = self.saved.meta["best"]
+        self._forget_after(self.done)
+
+    def _forget_after(self, done: int) -> None:
+        self.folder.truncate_events_after(done - 1)
+        forget_figures_after(self.folder.path, done)
+        self.view.start_again()
+
+    def _go_back(self, group: Group, why: str) -> None:
+        """Every worker with the run's state is gone: fresh ones take up the last checkpoint."""
+        self.folder.event("rewind", iteration=self.saved.done, sentence=why)
+        self.say(f"{why} Going on after step {self.saved.done}.")
+        self._back_to_saved()
+        self.give_state(group)
+
+    def _rate(self, step: int) -> float:
+        schedule, epochs = self.settings.schedule, self.settings.epochs
+        return learning_rate(schedule, step=step, steps_per_epoch=self.per_epoch, epochs=epochs)
+
+    def _log(self, kind: str, **fields: Any) -> None:
+        self.view.event(self.folder.event(kind, **fields))
+
+    def _sentence(self, step: int, facts: Mapping[str, float], left_s: float | None) -> str:
+        left = "" if left_s is None else f"  {clock(left_s)} left"
+        return (
+            f"step {step + 1}/{self.steps}  epoch {step // self.per_epoch + 1}/{self.settings.epochs}  "
+            f"loss {facts['loss']:.4g}  {facts['samples_per_s']:.3g} samples/s  "
+            f"waiting {facts['wait_share']:.0%}, for data {facts['data_wait_share']:.0%}{left}"
+        ).replace("%", " %")
+
+
+def _parameters(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

@@ -1,0 +1,121 @@
+"""A trained network, taken from a run folder alone: nothing of the store it was trained on is needed to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpfwi import checkpoints
+from hpfwi.checkpoints import Checkpoint
+from hpfwi.errors import ConfigError, DataError
+from hpfwi.networks.build import build_network
+from hpfwi.run_folder import read_events
+from hpfwi.training.forward import velocities_of
+from hpfwi.training.replicas import put_weights, weights_of
+from hpfwi.training.settings import TrainConfig, is_training, load_train_config
+
+Which = Literal["best", "last"]
+STATE = "state/"
+"""Prefix of everything that steps change in a checkpoint; below it stand the three parts of a task's state."""
+NETWORK, AVERAGE, OPTIMISER = "network/", "average/", "optimiser/"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A network with the weights of one checkpoint, ready to predict on `device`.
+
+    step    optimiser steps that its weights have seen
+    """
+
+    config: TrainConfig
+    network: torch.nn.Module
+    step: int
+    device: torch.device
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+
+    @property
+    def records_shape(self) -> tuple[int, int, int]:
+        """(shot, time, receiver) of a sample."""
+        assert self.config.network.records_shape is not None  # a run folder's configuration is resolved
+        return self.config.network.records_shape
+
+    def predict(self, records: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Velocities on the network's scale, float32[sample, z, x], of records[sample, shot, time, receiver].
+
+        Samples are computed a slice of training at a time, and no sample's result depends on the others.
+        raises      DataError: records of another shape, or not finite; predictions that are not finite
+        """
+        if records.shape[1:] != self.records_shape or not len(records):
+            raise DataError(
+                f"Records of shape {list(records.shape)} do not fit this network; give [sample, shot, time, receiver] "
+                f"with {list(self.records_shape)} after the samples."
+            )
+        parts = list(self._parts(records))
+        velocities = np.concatenate(parts)
+        if not np.isfinite(velocities).all():
+            raise DataError(
+                "The network's velocities are not finite for these records; look for NaN, infinity or amplitudes far "
+                "from those it was trained on."
+            )
+        return velocities
+
+    def _parts(self, records: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        settings = self.config.training
+        size = max(1, settings.batch // settings.slices)
+        for first in range(0, len(records), size):
+            part = np.ascontiguousarray(records[first : first + size], dtype=np.float32)
+            yield velocities_of(settings, self.network, torch.from_numpy(part).to(self.device))
+
+
+def open_trained(run: Path, which: Which = "best", *, device: str = "cpu") -> Trained:
+    """The network of a training run, finished or not.
+
+    which       the checkpoint with the least validation loss, or the last one
+    raises      ConfigError: not a training run; DataError: no checkpoint, or a damaged one
+    """
+    require_training(run)
+    config, _ = load_train_config_of(run)
+    found = _checkpoint(run, which)
+    network = build_network(config.network)
+    prefix = STATE + (NETWORK if config.training.average_decay is None else AVERAGE)
+    put_weights(weights_of(network), found.tensors, prefix)
+    network = network.to(device).eval()
+    if config.training.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Trained(config, network, found.iteration, torch.device(device))
+
+
+def require_training(run: Path) -> None:
+    """Raise ConfigError where a folder is not that of a training run."""
+    if not (run / "config.toml").is_file() or not is_training(run):
+        raise ConfigError(f"{run} is not the folder of a training run; give one that `hpfwi train` made.")
+
+
+def load_train_config_of(run: Path) -> tuple[TrainConfig, dict[str, str]]:
+    """The resolved configuration of a training run."""
+    return load_train_config(run / "config.toml")
+
+
+def _checkpoint(run: Path, which: Which) -> Checkpoint:
+    if which == "last":
+        found = checkpoints.load_latest(run / "checkpoints")
+        if found is None:
+            raise DataError(f"{run} has no checkpoint yet; train on with `hpfwi resume {run}`.")
+        return found
+    scored = [event for event in read_events(run) if event["kind"] == "checkpoint" and event.get("score") is not None]
+    if not scored:
+        raise DataError(
+            f"{run} has no validated checkpoint yet; train on with `hpfwi resume {run}`, or take the last one with "
+            "--checkpoint last."
+        )
+    best = min(scored, key=lambda event: float(event["score"]))
+    return checkpoints.load(run / best["path"])
