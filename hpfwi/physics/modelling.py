@@ -19,13 +19,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hpfwi.errors import ConfigError, DataError
+from hpfwi.physics import deepwave_engine
+from hpfwi.physics.deepwave_engine import DeepwaveEngine
 from hpfwi.physics.grid import Grid
+from hpfwi.physics.medium import LEAST_VP_VS, Physics, build_medium
 from hpfwi.physics.memory import fair_share_bytes
 from hpfwi.physics.model import EarthModel
 from hpfwi.physics.source import ENERGY_SHARE, highest_frequency_hz, peak_frequency_hz
 from hpfwi.physics.survey import Survey
 from hpfwi_kernels.acoustic import Choice, Memory, Points, Scheme, choose, off_grid, peak_bytes, propagate
 from hpfwi_kernels.buffers import Pool
+from hpfwi_kernels.errors import StabilityError
 from hpfwi_kernels.stability import courant_limit, courant_number, require_stable, substeps_needed
 
 POINTS_PER_WAVELENGTH = {2: 28.7, 4: 8.0, 6: 5.3, 8: 4.3}
@@ -85,6 +89,36 @@ class ModellingSettings(BaseModel):
         description="Memory in GB for the wavefields of the shots that are computed together "
         "(inversion.shots_per_item); None is half of the memory that is free, divided by this machine's cores.",
     )
+    engine: Literal["hpfwi", "deepwave"] = Field(
+        default="hpfwi",
+        description='Who computes the waves: "hpfwi" (its own kernels, acoustic) or "deepwave" (every physics).',
+    )
+    physics: Physics = Field(
+        default="acoustic",
+        description='What waves feel: "acoustic" (velocity alone), "variable-density", "elastic" or "viscoacoustic" '
+        '(attenuation); all but the first need engine = "deepwave".',
+    )
+    density: float | str = Field(
+        default="gardner",
+        description='Density: "gardner" is 310 v^0.25 kg/m³ with the P velocity v in m/s; or one number, or a .npy '
+        "file [z, x], kg/m³. For every physics but acoustic.",
+    )
+    vp_vs_ratio: float = Field(
+        default=1.7320508,
+        gt=LEAST_VP_VS,
+        allow_inf_nan=False,
+        description="P velocity divided by shear velocity, for elastic physics without shear_velocity.",
+    )
+    shear_velocity: str | None = Field(
+        default=None,
+        description="Shear velocity of elastic physics that stays as it is, a .npy file [z, x], m/s (0 in liquids); "
+        "None divides the P velocity by vp_vs_ratio.",
+    )
+    quality_factor: float | str = Field(
+        default=50.0,
+        description="Quality factor of viscoacoustic physics at the wavelet's peak frequency, where the velocity holds "
+        "too: one number, or a .npy file [z, x].",
+    )
 
     @model_validator(mode="after")
     def _sensible(self) -> ModellingSettings:
@@ -100,6 +134,8 @@ class ModellingSettings(BaseModel):
             value = getattr(self, name)
             if value != "auto" and value < 1:
                 raise ValueError(f'{name}={value} must be at least 1, or "auto".')
+        if (refusal := deepwave_engine.unsupported(self)) is not None:
+            raise ValueError(refusal)
         return self
 
     def widths(self) -> tuple[int, int, int, int]:
@@ -131,10 +167,12 @@ class Simulator:
     wavelet           float32[shot, source, time], Pa (line source, see above)
     max_velocity_mps  highest velocity that will ever be used; it decides the time step and the C-PML, which therefore
                       stay the same while an inversion changes the model
-    min_velocity_mps  lowest velocity that will be used; needed for boundary="sponge" alone
+    min_velocity_mps  lowest velocity that will be used; needed for boundary="sponge", and for density="gardner"
+                      where the physics has a density
 
-    raises  DataError: positions outside the model or on the free surface, a wavelet that does not fit the survey
-            ConfigError: boundary="sponge" without min_velocity_mps
+    raises  DataError: positions outside the model or on the free surface, a wavelet that does not fit the survey, a
+            file of density, shear velocity or quality factor that does not fit the grid
+            ConfigError: boundary="sponge", or a density that follows the velocity, without min_velocity_mps
             hpfwi_kernels.errors.StabilityError: substeps is a number and too small
     """
 
@@ -156,11 +194,23 @@ class Simulator:
         self.settings = settings
         self.peak_hz = peak_frequency_hz(wavelet, survey.dt_s)
         self.highest_hz = highest_frequency_hz(wavelet, survey.dt_s)
+        self.medium = None if settings.engine == "hpfwi" else build_medium(settings, grid, self.peak_hz)
+        self.fastest_mps = max_velocity_mps if self.medium is None else self.medium.fastest_mps(max_velocity_mps)
+        self.courant_limit = (
+            courant_limit(settings.order)
+            if self.medium is None
+            else deepwave_engine.courant_limit(self.medium, settings.order, min_velocity_mps, max_velocity_mps)
+        )
         self.scheme = _scheme(self, max_velocity_mps, min_velocity_mps)
         self._pool = Pool()
         self._wavelet = torch.from_numpy(np.asarray(wavelet, dtype=np.float64) / grid.cell_area_m2)
         self._sources = _points(survey.sources_m, grid, settings.free_surface)
         self._receivers = _points(survey.receivers_m, grid, settings.free_surface)
+        self._deepwave = (
+            None
+            if self.medium is None
+            else DeepwaveEngine(self.medium, self.scheme, grid.shape, self._sources, self._receivers)
+        )
 
     @property
     def updates_per_shot(self) -> int:
@@ -172,7 +222,8 @@ class Simulator:
     def stored_bytes_per_shot(self) -> int:
         """Memory for the snapshots of one shot while its gradient is computed, bytes, without the padding of rows."""
         rows, columns = self.scheme.padded(self.grid.shape)
-        return 4 * rows * columns * self.scheme.stored_steps(self.survey.samples)
+        fields = 1 if self.medium is None else deepwave_engine.histories(self.medium)
+        return 4 * rows * columns * fields * self.scheme.stored_steps(self.survey.samples)
 
     def held(self, shots: int, threads: int = 1) -> Choice:
         """How the wavefields of so many shots, computed together, reach their gradient, and why.
@@ -180,6 +231,8 @@ class Simulator:
         raises  hpfwi_kernels.errors.ModelError: nothing that `memory` allows fits the budget
         """
         settings, mode = self.settings, self.settings.memory
+        if self.medium is not None:
+            return self._held_by_deepwave(shots)
         work = (self.grid.shape, shots, self.survey.samples, self.survey.receivers, self.scheme)
         if mode == "auto":
             given_gb = settings.memory_budget_gb
@@ -187,6 +240,15 @@ class Simulator:
             return choose(*work, threads=threads, budget_bytes=budget, exact=True)
         memory = Memory(mode=mode)
         return Choice(memory, peak_bytes(*work, memory, threads=threads), "as set")
+
+    def _held_by_deepwave(self, shots: int) -> Choice:
+        needed, budget_gb = shots * self.stored_bytes_per_shot, self.settings.memory_budget_gb
+        if budget_gb is not None and needed > budget_gb * 1e9:
+            raise ConfigError(
+                f"The wavefields of {shots} shots take {needed / 1e6:.3g} MB in deepwave, more than memory_budget_gb="
+                f"{budget_gb:g}: lower inversion.shots_per_item, raise store_every or raise the budget."
+            )
+        return Choice(Memory(), needed, f"deepwave keeps its wavefields, {needed / 1e6:.3g} MB")
 
     def with_slowest(self, min_velocity_mps: float) -> Simulator:
         """This simulator with a sponge for another lowest velocity; everything else, buffers too, is shared."""
@@ -199,10 +261,11 @@ class Simulator:
 
         velocity  float32 (or float64) [z, x], m/s
         shots     indices into the survey; the result has their order
-        threads   shots computed at the same time; the bits do not depend on it
+        threads   shots computed at the same time; the bits do not depend on it. deepwave ignores it: see there
 
         raises  DataError: no shot, or one that does not exist; a velocity that does not fit the grid
-                hpfwi_kernels.errors.KernelError: a velocity that is not positive and finite, or too high to be stable
+                hpfwi_kernels.errors.KernelError, with deepwave hpfwi.errors.NumericsError: a velocity that is not
+                positive and finite, or too high to be stable
         """
         indices = [int(shot) for shot in shots]
         outside = [shot for shot in indices if not 0 <= shot < self.survey.shots]
@@ -212,6 +275,10 @@ class Simulator:
         if tuple(velocity.shape) != self.grid.shape:
             raise DataError(
                 f"A velocity of shape {tuple(velocity.shape)} does not fit the grid of {self.grid.shape} cells."
+            )
+        if self._deepwave is not None:
+            return self._deepwave.predict(
+                velocity, self._wavelet[indices], self._sources.of_shots(indices), self._receivers.of_shots(indices)
             )
         wavelet = self._wavelet[indices].to(velocity.dtype)
         return propagate(
@@ -230,7 +297,9 @@ def _scheme(simulator: Simulator, max_velocity_mps: float, min_velocity_mps: flo
     settings, grid, dt_s = simulator.settings, simulator.grid, simulator.survey.dt_s
     if settings.boundary == "sponge" and min_velocity_mps is None:
         raise ConfigError('boundary="sponge" needs the lowest velocity of the run as min_velocity_mps.')
-    if settings.substeps == "auto":
+    if simulator.medium is not None:
+        substeps = _substeps_of_deepwave(simulator)
+    elif settings.substeps == "auto":
         substeps = substeps_needed(max_velocity_mps, dt_s, grid.spacing_m, settings.order)
     else:
         substeps = settings.substeps
@@ -253,6 +322,21 @@ def _scheme(simulator: Simulator, max_velocity_mps: float, min_velocity_mps: flo
         substeps=substeps,
         store_every=store_every,
     )
+
+
+def _substeps_of_deepwave(simulator: Simulator) -> int:
+    settings, dt_s, limit = simulator.settings, simulator.survey.dt_s, simulator.courant_limit
+    courant = courant_number(simulator.fastest_mps, dt_s, simulator.grid.spacing_m)
+    needed = deepwave_engine.least_substeps(courant, limit)
+    if settings.substeps == "auto":
+        return needed
+    if settings.substeps < needed:
+        raise StabilityError(
+            f"dt_s={dt_s:g} with substeps={settings.substeps} is unstable: Courant number "
+            f"{courant / settings.substeps:.3f} exceeds {limit:.3f} for {settings.physics} waves of order "
+            f"{settings.order}; use substeps={needed}."
+        )
+    return settings.substeps
 
 
 def _points(positions_m: NDArray[np.float64], grid: Grid, free_surface: bool) -> Points:
@@ -371,9 +455,10 @@ def derived(simulator: Simulator, slowest_mps: float, shots_together: int) -> li
     scheme, grid, survey, settings = simulator.scheme, simulator.grid, simulator.survey, simulator.settings
     held = simulator.held(shots_together)
     step_m = max(grid.spacing_m)
-    points = slowest_mps / (simulator.highest_hz * step_m)
+    slow_mps = slowest_mps if simulator.medium is None else simulator.medium.slowest_mps(slowest_mps)
+    points = slow_mps / (simulator.highest_hz * step_m)
     needed = POINTS_PER_WAVELENGTH[settings.order]
-    courant = courant_number(scheme.max_velocity_mps, scheme.inner_dt_s, grid.spacing_m)
+    courant = courant_number(simulator.fastest_mps, scheme.inner_dt_s, grid.spacing_m)
     widths_m = [
         cells * grid.spacing_m[axis] for cells, axis in zip(scheme.absorbing, (0, 0, 1, 1), strict=True) if cells
     ]
@@ -381,6 +466,7 @@ def derived(simulator: Simulator, slowest_mps: float, shots_together: int) -> li
     rows, columns = scheme.padded(grid.shape)
     steps = survey.samples * scheme.substeps
     return [
+        _engine(simulator),
         Derived("peak_hz", round(simulator.peak_hz, 3), "the frequency at which the wavelet has most energy"),
         Derived(
             "highest_hz",
@@ -390,12 +476,12 @@ def derived(simulator: Simulator, slowest_mps: float, shots_together: int) -> li
         Derived(
             "points_per_wavelength",
             round(points, 2),
-            f"{slowest_mps:g} m/s at {simulator.highest_hz:.3g} Hz on cells of {step_m:g} m; "
+            f"{slow_mps:g} m/s at {simulator.highest_hz:.3g} Hz on cells of {step_m:g} m; "
             + (
                 f"order {settings.order} needs {needed:g} to keep the velocity of the waves within 0.2 %"
                 if points >= needed
                 else f"below the {needed:g} that order {settings.order} needs to keep the velocity of the waves within "
-                f"0.2 %: use cells of {slowest_mps / (simulator.highest_hz * needed):.3g} m or less, a lower peak "
+                f"0.2 %: use cells of {slow_mps / (simulator.highest_hz * needed):.3g} m or less, a lower peak "
                 "frequency or a higher order"
             ),
             warning=points < needed,
@@ -403,8 +489,8 @@ def derived(simulator: Simulator, slowest_mps: float, shots_together: int) -> li
         Derived(
             "substeps",
             scheme.substeps,
-            f"{scheme.max_velocity_mps:g} m/s with a time step of {1000 * scheme.inner_dt_s:.4g} ms has the Courant "
-            f"number {courant:.3f}, below the limit {courant_limit(settings.order):.3f} of order {settings.order}",
+            f"{simulator.fastest_mps:g} m/s with a time step of {1000 * scheme.inner_dt_s:.4g} ms has the Courant "
+            f"number {courant:.3f}, below the limit {simulator.courant_limit:.3f} of order {settings.order}",
         ),
         Derived(
             "absorbing_cells",
@@ -429,7 +515,8 @@ def derived(simulator: Simulator, slowest_mps: float, shots_together: int) -> li
         Derived(
             "snapshot_megabytes_per_shot",
             round(simulator.stored_bytes_per_shot / 1e6, 2),
-            f"{scheme.stored_steps(survey.samples)} snapshots of {rows} x {columns} cells in float32",
+            f"{scheme.stored_steps(survey.samples)} snapshots of {rows} x {columns} cells in float32"
+            + ("" if simulator.medium is None else f", {deepwave_engine.histories(simulator.medium)} wavefields each"),
         ),
         Derived("memory", held.memory.mode, held.reason),
         Derived(
@@ -438,3 +525,11 @@ def derived(simulator: Simulator, slowest_mps: float, shots_together: int) -> li
             f"{rows} x {columns} cells, absorbing edges included, times {steps} time steps",
         ),
     ]
+
+
+def _engine(simulator: Simulator) -> Derived:
+    if simulator.medium is None:
+        return Derived("engine", "hpfwi", "acoustic waves at constant density: hpfwi's own kernel, Numba on the CPU")
+    alone = simulator.settings.physics != "acoustic"
+    why = f"{simulator.settings.physics} waves are beyond hpfwi's own kernel" if alone else "as set"
+    return Derived("engine", "deepwave", f"{why}: {deepwave_engine.described(simulator.medium)}, compiled C on the CPU")
