@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hpfwi_kernels import buffers
 from hpfwi_kernels.absorbing import Profiles
 from hpfwi_kernels.acoustic import loops
+from hpfwi_kernels.acoustic.bands import Band, joined, split_rows
 from hpfwi_kernels.acoustic.layout import Layout, aligned
 from hpfwi_kernels.acoustic.memory import STATE_FIELDS, STORE, Memory, core, ring_cells, segments
 from hpfwi_kernels.acoustic.points import Points
@@ -19,6 +20,7 @@ from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, require_fitting, upsample
 from hpfwi_kernels.errors import ModelError
 from hpfwi_kernels.stencils import first_derivative, rounded_second_derivative
+from hpfwi_kernels.team import new_barrier
 
 
 def forward(
@@ -49,29 +51,36 @@ def forward(
     plan = _plan(constants, scheme, memory, steps, shots, threads)
     records = buffers.empty((shots, steps, receivers.per_shot), dtype)
     kept = plan.take(plan.kept if store else (1, 1, 1), pool)
-    strips = constants.strips(scheme, reach=1)
+    split = _bands(constants, scheme, memory, shots, threads, reach=1)
+    keeps = store and memory.mode == "store"
 
-    def run(shot: int, workspace: list[NDArray]) -> None:
+    def run(shot: int, workspace: list[NDArray], bands: list[Band], team: ThreadPoolExecutor | None) -> None:
         u, v, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z = workspace
         mine = kept[shot if store else 0]
         ring, ends = plan.ring(mine) if store else (plan.nothing, None)
+        factor, receiver_taps = constants.factor_of(setup, shot), constants.taps(setup.receivers[shot])
         for number, (begin, end) in enumerate(plan.segments):
             if store and memory.mode == "checkpoint":
                 for slot, field in enumerate((u, v, psi_x, zeta_x, psi_z, zeta_z)):
                     mine[number, slot] = field
-            loops.march(
-                u, v, constants.factor_of(setup, shot), constants.damping,
-                psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, *constants.profiles, *strips,
-                *constants.stencil, setup.damping is not None, scheme.free_surface,
-                *constants.taps(setup.sources[shot]), drive[shot], *constants.taps(setup.receivers[shot]),
-                records[shot, begin:end], begin, end, mine if store and memory.mode == "store" else plan.no_brackets,
-                store and memory.mode == "store", scheme.store_every, np.uint64(layout.width),
-                ring, ends is not None, plan.core,
-            )  # fmt: skip
+            barrier = new_barrier()
+
+            def march(band: Band, begin: int = begin, end: int = end, barrier: NDArray = barrier) -> None:
+                loops.march(
+                    u, v, factor, constants.damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z,
+                    *constants.profiles, band.inside, band.strips_x, band.strips_z,
+                    *constants.stencil, setup.damping is not None, scheme.free_surface,
+                    *constants.taps(setup.sources[shot], band.own), drive[shot], *receiver_taps,
+                    records[shot, begin:end], begin, end, mine if keeps else plan.no_brackets, keeps,
+                    scheme.store_every, np.uint64(layout.width),
+                    ring, ends is not None, plan.core, band.leads, barrier, len(bands),
+                )  # fmt: skip
+
+            _at_once(march, bands, team)
         if ends is not None:
             ends[0], ends[1] = (u, v) if steps % 2 == 0 else (v, u)
 
-    _each_shot(run, shots, threads, lambda: _fields([layout.size] * 8, dtype, pool))
+    _each_shot(run, shots, threads, split, lambda: _fields([layout.size] * 8, dtype, pool))
     records = np.ascontiguousarray(downsample(records.transpose(0, 2, 1), scheme.substeps), dtype)
     return records, kept if store else None
 
@@ -113,13 +122,14 @@ def gradient(
     residual = np.ascontiguousarray(residual.transpose(0, 2, 1), dtype)
     drive_gradient = buffers.empty(drive.shape, dtype)
     per_shot = buffers.empty((shots, *setup.shape), np.float64)
-    strips, forward_strips = constants.strips(scheme, reach=2), constants.strips(scheme, reach=1)
+    split = _bands(constants, scheme, memory, shots, threads, reach=2)
+    (whole,) = _bands(constants, scheme, memory, shots, 1, reach=1)
     again = memory.mode == "checkpoint"
 
     def workspace() -> list[NDArray]:
         return _fields([layout.size] * (18 if again else 12 if memory.mode == "boundary" else 10), dtype, pool)
 
-    def run(shot: int, workspace: list[NDArray]) -> None:
+    def run(shot: int, workspace: list[NDArray], bands: list[Band], team: ThreadPoolExecutor | None) -> None:
         mu, v, p_x, z_x, p_z, z_z, t, flow, lift, total, *rest = workspace
         brackets = plan.take(plan.segment, pool)
         unused_records = buffers.empty((plan.longest, receivers.per_shot), dtype)
@@ -137,22 +147,35 @@ def gradient(
                 for saved, state in zip(mine[number], (u, u_next, psi_x, zeta_x, psi_z, zeta_z), strict=True):
                     state[:] = saved
                 loops.march(
-                    u, u_next, factor, constants.damping,
-                    psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, *constants.profiles, *forward_strips,
+                    u, u_next, factor, constants.damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z,
+                    *constants.profiles, whole.inside, whole.strips_x, whole.strips_z,
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
                     *constants.taps(source), drive[shot], *constants.taps(setup.receivers[shot]), unused_records,
                     begin, end, brackets, True, scheme.store_every, np.uint64(layout.width),
-                    plan.nothing, False, plan.core,
+                    plan.nothing, False, plan.core, True, new_barrier(), 1,
                 )  # fmt: skip
-            loops.march_back(
-                mu, v, factor, constants.damping, p_x, z_x, p_z, z_z, *constants.profiles,
-                t, flow, lift, *strips, *constants.stencil, setup.damping is not None, scheme.free_surface,
-                *constants.taps(source), product, drive[shot], drive_gradient[shot],
-                *constants.taps(setup.receivers[shot]), residual[shot], begin, end,
-                brackets if again else plan.no_brackets if ends is not None else mine,
-                scheme.store_every, np.uint64(layout.width), total,
-                ring, ends is not None, plan.core, field, field_next,
-            )  # fmt: skip
+            barrier = new_barrier()
+
+            def march_back(
+                band: Band,
+                begin: int = begin,
+                end: int = end,
+                barrier: NDArray = barrier,
+                mu: NDArray = mu,
+                v: NDArray = v,
+            ) -> None:
+                loops.march_back(
+                    mu, v, factor, constants.damping, p_x, z_x, p_z, z_z, *constants.profiles, t, flow, lift,
+                    band.inside, band.strips_x, band.strips_z,
+                    *constants.stencil, setup.damping is not None, scheme.free_surface,
+                    *constants.taps(source), product, drive[shot], drive_gradient[shot],
+                    *constants.taps(setup.receivers[shot], band.own), residual[shot], begin, end,
+                    brackets if again else plan.no_brackets if ends is not None else mine,
+                    scheme.store_every, np.uint64(layout.width), total,
+                    ring, ends is not None, plan.core, field, field_next, band.rows, band.leads, barrier, len(bands),
+                )  # fmt: skip
+
+            _at_once(march_back, bands, team)
             if (end - begin) % 2 == 1:
                 mu, v = v, mu
         per_shot[shot] = layout.inner(total).astype(np.float64) * scheme.store_every
@@ -160,7 +183,7 @@ def gradient(
         own = (product.astype(np.float64) * drive[shot][source.point]).sum(axis=1)
         np.add.at(per_shot[shot], (source.row, source.column), own)
 
-    _each_shot(run, shots, threads, workspace)
+    _each_shot(run, shots, threads, split, workspace)
     per_model = per_shot if velocity.ndim == 3 else _sum_in_order(per_shot)
     scale = np.divide(2.0, setup.velocity, out=np.zeros_like(setup.velocity), where=setup.velocity != 0)
     velocity_gradient = fold_edges(per_model * scale, scheme).reshape(velocity.shape)
@@ -234,7 +257,7 @@ def _plan(constants: "_Constants", scheme: Scheme, memory: Memory, steps: int, s
 
 @dataclass(frozen=True, eq=False)
 class _Constants:
-    """What every shot's loop shares, in the field's dtype and layout."""
+    """What every shot's loop bands, in the field's dtype and layout."""
 
     layout: Layout
     dtype: np.dtype
@@ -245,12 +268,14 @@ class _Constants:
     def factor_of(self, setup: Setup, shot: int) -> NDArray:
         return self.layout.field_of(setup.factor[shot if setup.factor.shape[0] > 1 else 0], self.dtype)
 
-    def taps(self, taps: Taps) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray]:
+    def taps(self, taps: Taps, rows: tuple[int, int] | None = None) -> tuple[NDArray[np.uint64], NDArray, NDArray]:
+        """Cells, points and weights of the taps, of those in these rows where rows are given."""
+        own = slice(None) if rows is None else (taps.row >= rows[0]) & (taps.row < rows[1])
         # One memory layout for every call: another one would compile the loops once more.
         return (
-            self.layout.cells(taps.row, taps.column),
-            np.ascontiguousarray(taps.point),
-            taps.weight.astype(self.dtype),
+            self.layout.cells(taps.row[own], taps.column[own]),
+            np.ascontiguousarray(taps.point[own]),
+            taps.weight[own].astype(self.dtype),
         )
 
     def strips(self, scheme: Scheme, *, reach: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -296,28 +321,59 @@ def _sum_in_order(per_shot: NDArray[np.float64]) -> NDArray[np.float64]:
     return total
 
 
+def _bands(
+    constants: _Constants, scheme: Scheme, memory: Memory, shots: int, threads: int, *, reach: int
+) -> list[Band]:
+    """The bands in which threads share a shot: one, unless shots are left when every thread has had as many."""
+    shared = memory.mode == "store" and shots % threads > 0
+    strips_x, strips_z = constants.strips(scheme, reach=reach)
+    return split_rows(constants.layout, strips_x, strips_z, threads if shared else 1, layered=scheme.boundary == "cpml")
+
+
+def _at_once(call: Callable[[Band], None], bands: list[Band], pool: ThreadPoolExecutor | None) -> None:
+    """Make the call for every band, all at the same time: they wait for each other."""
+    if len(bands) == 1:
+        call(bands[0])
+        return
+    assert pool is not None
+    for _ in pool.map(call, bands):
+        pass
+
+
 def _each_shot(
-    run: Callable[[int, list[NDArray]], None], shots: int, threads: int, workspace: Callable[[], list[NDArray]]
+    run: Callable[[int, list[NDArray], list[Band], ThreadPoolExecutor | None], None],
+    shots: int,
+    threads: int,
+    split: list[Band],
+    workspace: Callable[[], list[NDArray]],
 ) -> None:
-    """Run every shot on up to `threads` threads, each with buffers of its own, zeroed before each shot."""
-    workers = max(1, min(threads, shots))
+    """Run every shot on up to `threads` threads, each with buffers of its own, zeroed before each shot.
+
+    Where shots can be split, those that are left after every thread has had as many are run by all threads together.
+    """
+    together = shots % threads if len(split) > 1 else 0
+    alone = shots - together
+    workers = max(1, min(threads, alone))
     free: SimpleQueue[list[NDArray]] = SimpleQueue()
     for _ in range(workers):
         free.put(workspace())
+    whole = split if len(split) == 1 else [joined(split)]
 
-    def one(shot: int) -> None:
+    def one(shot: int, bands: list[Band] = whole, pool: ThreadPoolExecutor | None = None) -> None:
         buffers_of_thread = free.get()
         try:
             for field in buffers_of_thread:
                 field[:] = 0
-            run(shot, buffers_of_thread)
+            run(shot, buffers_of_thread, bands, pool)
         finally:
             free.put(buffers_of_thread)
 
-    if workers == 1:
+    if workers == 1 and not together:
         for shot in range(shots):
             one(shot)
         return
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(one, range(shots)):
+    with ThreadPoolExecutor(max(workers, len(split) if together else 1)) as pool:
+        for _ in pool.map(one, range(alone)):
             pass
+        for shot in range(alone, shots):
+            one(shot, split, pool)

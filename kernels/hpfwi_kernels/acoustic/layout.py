@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from hpfwi_kernels import buffers
-from hpfwi_kernels.acoustic.loops import LANES, MARGIN
+from hpfwi_kernels.acoustic.regions import LANES, MARGIN
 
 _CACHE_LINE_BYTES = 64
 

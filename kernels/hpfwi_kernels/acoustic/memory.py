@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from hpfwi_kernels.acoustic.bands import between
 from hpfwi_kernels.acoustic.layout import Layout
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.errors import ModelError
@@ -78,20 +79,15 @@ def core(layout: Layout, scheme: Scheme) -> tuple[int, int, int, int]:
     """
     top, bottom, left, right = scheme.absorbing
     reach = scheme.radius if scheme.boundary == "cpml" else 0
-    rows, columns = layout.row_strips(top, bottom, reach), layout.column_strips(left, right, reach)
-    box = [int(edge) for edge in layout.box]
-    for strips, low in ((rows, 0), (columns, 2)):
-        for first, last in strips.tolist():
-            if first == box[low]:
-                box[low] = last
-            else:
-                box[low + 1] = first
-    if box[0] >= box[1] or box[2] >= box[3]:
+    first_row, last_row, first, last = (int(edge) for edge in layout.box)
+    rows = between(layout.row_strips(top, bottom, reach), first_row, last_row)
+    columns = between(layout.column_strips(left, right, reach), first, last)
+    if rows[0] >= rows[1] or columns[0] >= columns[1]:
         raise ModelError(
             f"A model of {layout.rows} x {layout.columns} cells, layers included, has no cell out of reach of its "
             'absorbing layers, which mode="boundary" needs; use "store" or "checkpoint".'
         )
-    return box[0], box[1], box[2], box[3]
+    return *rows, *columns
 
 
 def ring_cells(layout: Layout, scheme: Scheme) -> int:

@@ -1,0 +1,106 @@
+"""How threads share one shot: bands of rows of equal cost, cut where no layer is.
+
+Shots are better shared out whole, since threads that share one meet after every time step (`hpfwi_kernels.team`). Bands
+are for the shots that are left when every thread has had as many, and for a single shot.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpfwi_kernels.acoustic.layout import Layout
+
+LAYER_COST = 1.3
+"""What the C-PML of one axis adds to the cost of a cell, in updates of a cell without: measured 1.0 to 1.6."""
+
+LEAST_ROWS = 16
+"""Fewer rows are not worth a thread: it would wait for the others more than it works."""
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """The rows of a shot that one thread updates."""
+
+    own: tuple[int, int]
+    """First and last+1 row of the padded model."""
+    rows: tuple[np.uint64, np.uint64]
+    """The same as rows of a field."""
+    inside: tuple[np.uint64, ...]
+    """First and last+1 row and column of its cells that no layer touches; for a sponge, of all its cells."""
+    strips_x: NDArray[np.uint64]
+    """First and last+1 column of the lateral layers, [strip, 2]."""
+    strips_z: NDArray[np.uint64]
+    """First and last+1 row of the vertical layers in this band, [strip, 2]."""
+    leads: bool
+    """Whether this thread also does what is done once: it has the top row."""
+
+
+def split_rows(
+    layout: Layout, strips_x: NDArray[np.uint64], strips_z: NDArray[np.uint64], wanted: int, *, layered: bool
+) -> list[Band]:
+    """At most `wanted` bands of equal cost; fewer where rows are too few or layers leave no room to cut.
+
+    strips_x, strips_z   columns and rows that layers touch, as `Layout` gives them
+    layered              whether their cells cost more (C-PML) or the same (sponge)
+    """
+    first_row, last_row, first, last = (int(edge) for edge in layout.box)
+    inside = between(strips_z, first_row, last_row) + between(strips_x, first, last)
+    bands = []
+    for top, bottom in itertools.pairwise([first_row, *_cuts(layout, inside, wanted, layered=layered), last_row]):
+        mine = (max(top, inside[0]), max(top, min(bottom, inside[1])), inside[2], inside[3])
+        own = [strip for strip in strips_z.tolist() if top <= strip[0] and strip[1] <= bottom]
+        bands.append(
+            Band(
+                own=(top - layout.radius, bottom - layout.radius),
+                rows=(np.uint64(top), np.uint64(bottom)),
+                inside=tuple(np.uint64(edge) for edge in mine),
+                strips_x=strips_x,
+                strips_z=np.array(own, np.uint64).reshape(-1, 2),
+                leads=top == first_row,
+            )
+        )
+    return bands
+
+
+def joined(bands: list[Band]) -> Band:
+    """All bands of a shot as one."""
+    first, last = bands[0], bands[-1]
+    return Band(
+        own=(first.own[0], last.own[1]),
+        rows=(first.rows[0], last.rows[1]),
+        inside=(first.inside[0], last.inside[1], *first.inside[2:]),
+        strips_x=first.strips_x,
+        strips_z=np.concatenate([band.strips_z for band in bands]),
+        leads=True,
+    )
+
+
+def between(strips: NDArray[np.uint64], first: int, last: int) -> tuple[int, int]:
+    """What strips at the ends of [first, last) leave of it: empty when they cover everything."""
+    for low, high in strips.tolist():
+        if low == first:
+            first = high
+        else:
+            last = low
+    return first, max(first, last)
+
+
+def _cuts(layout: Layout, inside: tuple[int, ...], wanted: int, *, layered: bool) -> list[int]:
+    """Rows at which bands of equal cost begin, all of them inside and at least LEAST_ROWS apart."""
+    first_row, last_row = int(layout.box[0]), int(layout.box[1])
+    rows = np.arange(first_row, last_row)
+    cost = np.full(len(rows), float(layout.width))
+    if layered:
+        cost += LAYER_COST * (layout.width - (inside[3] - inside[2]))
+        cost[(rows < inside[0]) | (rows >= inside[1])] += LAYER_COST * layout.width
+    done = np.cumsum(cost)
+    # Threads must not share scratch rows, which reach 2 R beyond a layer's strip.
+    lowest, highest = inside[0] + 2 * layout.radius, inside[1] - 2 * layout.radius
+    cuts: list[int] = []
+    for part in range(1, wanted):
+        row = min(max(first_row + int(np.searchsorted(done, done[-1] * part / wanted)) + 1, lowest), highest)
+        if row >= lowest and row - (cuts[-1] if cuts else first_row) >= LEAST_ROWS and last_row - row >= LEAST_ROWS:
+            cuts.append(row)
+    return cuts
