@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpfwi.errors import DataError
+from hpfwi.store.page_cache import stays_in_memory
 from hpfwi.store.pair_manifest import (
     ARRAYS,
     DONE,
@@ -132,22 +133,27 @@ class PairStore:
         self._models.read_into(sample, model)
 
 
-def open_pairs(path: str | Path) -> PairStore:
+def open_pairs(path: str | Path, *, mapped: bool | None = None) -> PairStore:
     """Open a finished store for reading.
+
+    mapped  whether its files are mapped into memory; None maps those of a store that fits into half of the memory
 
     raises  DataError: missing, unfinished (with how to go on), not a store of pairs, another version, or damaged
     """
     path = Path(path)
-    if not path.exists():
-        if part_of(path).is_dir():
-            raise unfinished(part_of(path))
+    begun = path if (path / PLAN).is_file() and not (path / "zarr.json").exists() else part_of(path)
+    if not path.exists() or begun == path:
+        if begun.is_dir():
+            raise unfinished(begun)
         raise DataError(f"{path} does not exist: give the folder of a store that `hpfwi data` wrote.")
     manifest = read_manifest(path)
     layouts = layouts_of(manifest)
     for name, layout in layouts.items():
         if read_layout(path / name) != layout:
             raise DataError(f"{path / name / 'zarr.json'} contradicts the manifest of {path}: make the store again.")
-    return PairStore(path, manifest, *(ShardReader(path / name, layouts[name]) for name in ARRAYS))
+    if mapped is None:
+        mapped = stays_in_memory(sum(one.sample_bytes * one.shape[0] for one in layouts.values()))
+    return PairStore(path, manifest, *(ShardReader(path / name, layouts[name], mapped) for name in ARRAYS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +184,9 @@ class PairsWriter:
         *,
         origin: Callable[[int], str] | None = None,
     ) -> None:
-        """Write whole shards, on the disk when this returns; writing a shard again replaces it.
+        """Write whole shards, on the disk when this returns.
+
+        Writing a shard again replaces it; once the store is finished a repeat changes nothing.
 
         first    number of the first sample: the first of a shard
         records  float32[n, shot, time, receiver]
@@ -203,6 +211,10 @@ class PairsWriter:
                     f"The {name} for {self.path} are {values.dtype}{list(values.shape)}: they must be "
                     f"float32{list(expected)}."
                 )
+        if not (self.part / PLAN).is_file():
+            if self.path.exists():
+                return
+            raise DataError(f"{self.part} is gone: it was deleted while it was written; begin again.")
         for start in range(0, count, size):
             with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite and is refused
                 shard = {
@@ -273,6 +285,11 @@ class PairsWriter:
         group = {"zarr_format": 3, "node_type": "group", "attributes": manifest}
         for leftover in self.part.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
+        for leftover in self.part.parent.glob(f".{self.part.name}.*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        # The names of all folders are on the disk before anything says that the store is whole.
+        for folder, _, _ in os.walk(self.part):
+            flush_folder(Path(folder))
         write_flushed(self.part / "zarr.json", [json.dumps(group, indent=1, allow_nan=False).encode()])
         os.rename(self.part, self.path)
         flush_folder(self.path.parent)

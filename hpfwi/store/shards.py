@@ -3,13 +3,15 @@
 A shard file holds the chunks of its samples one after another, then an index of two little-endian uint64 per sample
 (offset, bytes; twice 2^64 - 1 where a sample is absent) and the CRC-32C of that index: the `sharding_indexed` codec of
 the Zarr v3 specification with its index at the end. zarr-python reads these files; hpfwi reads them itself, because a
-sample is then one `preadv` into memory that is there already, from any number of threads.
+sample is then one copy into memory that is there already, from any number of threads. The copy is a `preadv`, or one
+out of the mapped file: the latter takes a quarter less time once every page was touched, the former less before that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import threading
 from collections import OrderedDict
@@ -196,12 +198,18 @@ def flush_folder(folder: Path) -> None:
 class _ShardFile:
     """An open shard file and its checked index; closed when nobody reads from it any more."""
 
-    def __init__(self, path: Path, layout: Layout, samples: int) -> None:
+    def __init__(self, path: Path, layout: Layout, samples: int, mapped: bool) -> None:
         self.path = path
         self._handle = -1
+        self._mapping: mmap.mmap | None = None
         try:
             self._handle = os.open(path, os.O_RDONLY)
             size = os.fstat(self._handle).st_size
+            if mapped and size:
+                self._mapping = mmap.mmap(self._handle, size, access=mmap.ACCESS_READ)
+                self._map = np.frombuffer(self._mapping, dtype=np.uint8)
+                os.close(self._handle)  # the mapping has one of its own
+                self._handle = -1
         except OSError as error:
             raise DataError(f"Shard {path} cannot be opened ({error.strerror}): make the store again.") from error
         room = size - 16 * layout.shard_samples - 4
@@ -214,8 +222,9 @@ class _ShardFile:
                 f"The index of shard {path} does not match its checksum: the file is damaged; `hpfwi data verify` "
                 "finds every such file."
             )
-        self.index = np.frombuffer(table, dtype="<u8", count=2 * layout.shard_samples).reshape(-1, 2)
-        for row, (offset, length) in enumerate(self.index[:samples].tolist()):
+        index = np.frombuffer(table, dtype="<u8", count=2 * layout.shard_samples).reshape(-1, 2)
+        self.index: list[tuple[int, int]] = [(offset, length) for offset, length in index[:samples].tolist()]
+        for row, (offset, length) in enumerate(self.index):
             if offset == ABSENT:
                 raise DataError(f"Shard {path} does not hold its sample {row}: make the store again.")
             wrong = layout.compression == "none" and length != layout.sample_bytes
@@ -231,6 +240,12 @@ class _ShardFile:
 
     def read(self, into: memoryview, offset: int) -> None:
         """Fill `into` from byte `offset` on."""
+        if self._mapping is not None:
+            # A page beyond the end of a file that was cut since would end the process.
+            if self._mapping.size() < offset + len(into):
+                raise DataError(f"Shard {self.path} became shorter since it was opened: it was overwritten or damaged.")
+            np.copyto(np.frombuffer(into, dtype=np.uint8), self._map[offset : offset + len(into)])
+            return
         done = 0
         while done < len(into):
             try:
@@ -243,23 +258,30 @@ class _ShardFile:
 
 
 class ShardReader:
-    """Read samples of one array, from any thread; it can be pickled, and opens its files anew in the other process."""
+    """Read samples of one array, from any thread; it can be pickled, and opens its files anew in the other process.
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    mapped  files are mapped into memory, which pays for those that stay in the page cache
+    """
+
+    def __init__(self, folder: Path, layout: Layout, mapped: bool = False) -> None:
         self.folder = folder
         self.layout = layout
+        self.mapped = mapped
         self._start()
 
     def _start(self) -> None:
+        # Looked up for every sample: properties that build a dtype would take as long as a small sample's copy.
+        self._shard_samples = self.layout.shard_samples
+        self._direct = self.layout.compression == "none" and self.layout.stored == np.float32
         self._files: OrderedDict[int, _ShardFile] = OrderedDict()
         self._lock = threading.Lock()
         self._scratch = threading.local()
 
-    def __getstate__(self) -> tuple[Path, Layout]:
-        return (self.folder, self.layout)
+    def __getstate__(self) -> tuple[Path, Layout, bool]:
+        return (self.folder, self.layout, self.mapped)
 
-    def __setstate__(self, state: tuple[Path, Layout]) -> None:
-        self.folder, self.layout = state
+    def __setstate__(self, state: tuple[Path, Layout, bool]) -> None:
+        self.folder, self.layout, self.mapped = state
         self._start()
 
     def read_into(self, sample: int, out: NDArray[np.float32]) -> None:
@@ -267,13 +289,13 @@ class ShardReader:
 
         raises  DataError: the shard is missing, truncated or damaged, or the chunk does not hold what it claims
         """
-        layout = self.layout
-        shard, row = divmod(sample, layout.shard_samples)
+        shard, row = divmod(sample, self._shard_samples)
         file = self._file(shard)
-        offset, length = (int(value) for value in file.index[row])
-        if layout.compression == "none" and layout.stored == out.dtype:
+        offset, length = file.index[row]
+        if self._direct:
             file.read(out.data.cast("B"), offset)
             return
+        layout = self.layout
         values = self._room("values", layout.sample_bytes)
         if layout.compression == "none":
             file.read(values, offset)
@@ -313,7 +335,8 @@ class ShardReader:
                 self._files.move_to_end(shard)
                 return found
         layout = self.layout
-        opened = _ShardFile(self.folder / layout.file_of(shard), layout, len(layout.samples_of(shard)))
+        samples = len(layout.samples_of(shard))
+        opened = _ShardFile(self.folder / layout.file_of(shard), layout, samples, self.mapped)
         with self._lock:
             self._files[shard] = opened
             while len(self._files) > OPEN_FILES:

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hpfwi.errors import DataError
-from hpfwi.store import openfwi, pair_values, shards
+from hpfwi.store import openfwi, page_cache, pair_values, shards
 from hpfwi.store.openfwi import PairStore, PairsWriter, create_pairs, open_pairs
 from hpfwi.store.shards import ABSENT, Layout, ShardReader
 
@@ -63,9 +63,10 @@ def fill(writer: PairsWriter, shards_to_write: int | None = None) -> PairsWriter
     return writer
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> PairStore:
-    return fill(begin(tmp_path / "toy.zarr")).finish()
+@pytest.fixture(params=[False, True], ids=["read", "mapped"])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> PairStore:
+    fill(begin(tmp_path / "toy.zarr")).finish()
+    return open_pairs(tmp_path / "toy.zarr", mapped=request.param)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -111,11 +112,12 @@ def test_shards_of_zarr_are_read_and_ours_are_read_by_zarr(
                 rows = expected[layout.samples_of(number).start : layout.samples_of(number).stop]
                 shards.write_shard(tmp_path / "a" / name / layout.file_of(number), rows, layout)
             assert np.array_equal(array[:], expected)
-        reader = ShardReader(tmp_path / "a" / name, layout)
-        out = np.full(shape[1:], np.nan, np.float32)
-        for sample in range(shape[0]):
-            reader.read_into(sample, out)
-            assert np.array_equal(out, expected[sample].astype(np.float32))
+        for mapped in (False, True):
+            reader = ShardReader(tmp_path / "a" / name, layout, mapped)
+            out = np.full(shape[1:], np.nan, np.float32)
+            for sample in range(shape[0]):
+                reader.read_into(sample, out)
+                assert np.array_equal(out, expected[sample].astype(np.float32))
 
 
 def test_a_store_says_what_it_holds(store: PairStore) -> None:
@@ -147,7 +149,7 @@ def test_an_unfinished_store_is_named_and_taken_up(tmp_path: Path) -> None:
     path = tmp_path / "toy.zarr"
     writer = fill(begin(path, resume_with="hpfwi data convert openfwi SRC toy.zarr"), 1)
     assert not path.exists()
-    for attempt in (lambda: open_pairs(path), writer.finish):
+    for attempt in (lambda: open_pairs(path), lambda: open_pairs(writer.part), writer.finish):
         with pytest.raises(
             DataError,
             match=r"toy\.zarr\.part is unfinished, with 1 of 3 shards whole: start `hpfwi data convert openfwi",
@@ -166,6 +168,9 @@ def test_a_finished_store_is_left_alone(store: PairStore) -> None:
     before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
     writer = begin(store.path)
     assert writer.missing() == []
+    records, models = values()
+    writer.write(0, 0 * records[:10], models[:10])  # from a worker that was late
+    assert not writer.part.exists()
     assert np.array_equal(writer.finish().read([3])[0], store.read([3])[0])
     assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == before
 
@@ -252,6 +257,14 @@ def test_shapes_and_types_are_checked(tmp_path: Path) -> None:
         writer.write(0, records, models[:, :, :5])
     with pytest.raises(DataError, match=r"records for .* are complex64\[10, 2, 20, 6\]"):
         writer.write(0, records.astype(np.complex64), models)
+
+
+def test_a_store_that_was_deleted_is_not_written_on(tmp_path: Path) -> None:
+    writer = begin(tmp_path / "toy.zarr")
+    shutil.rmtree(writer.part)
+    with pytest.raises(DataError, match=r"toy\.zarr\.part is gone: it was deleted while it was written"):
+        fill(writer, 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_is_full_is_said_before_and_during(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +357,23 @@ def test_a_compressed_sample_that_claims_more_than_it_holds(tmp_path: Path, plac
         store.read([10])
 
 
+def test_a_shard_that_is_cut_while_it_is_open(store: PairStore) -> None:
+    assert np.array_equal(store.read([10])[0][0], values()[0][10])
+    os.truncate(shard_file(store), 5000)
+    assert np.array_equal(store.read([12])[0][0], values()[0][12])
+    with pytest.raises(DataError, match=r"records/c/1/0/0/0 (ends in the middle of a sample|became shorter since)"):
+        store.read([19])
+
+
+def test_a_store_is_mapped_where_it_stays_in_memory(store: PairStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = SAMPLES * (4 * 2 * 20 * 6 + 4 * 5 * 6)
+    for memory, mapped in ((2 * size - 1, False), (2 * size, True)):
+        monkeypatch.setattr("hpfwi.store.page_cache.memory_bytes", lambda memory=memory: memory)
+        assert open_pairs(store.path)._records.mapped is mapped
+    monkeypatch.undo()
+    assert 2**27 < page_cache.memory_bytes() < 2**50
+
+
 def test_samples_that_do_not_exist(store: PairStore) -> None:
     for sample in (-1, 25):
         with pytest.raises(DataError, match=f"Sample {sample} does not exist: .* has samples 0 to 24"):
@@ -399,6 +429,7 @@ def test_a_store_may_be_pickled_and_read_from_many_threads(store: PairStore, mon
     """With room for one open file only, threads that read from others keep theirs."""
     monkeypatch.setattr(shards, "OPEN_FILES", 1)
     records, _ = values()
+    before = len(os.listdir("/proc/self/fd"))
     copies = [pickle.loads(pickle.dumps(store))]
     wrong: list[int] = []
 
@@ -414,9 +445,9 @@ def test_a_store_may_be_pickled_and_read_from_many_threads(store: PairStore, mon
     for thread in threads:
         thread.join()
     assert wrong == []
-    before = len(os.listdir("/proc/self/fd"))
+    assert len(os.listdir("/proc/self/fd")) == before + 2  # the last shard of the records and of the models
     copies.clear()
-    assert len(os.listdir("/proc/self/fd")) == before - 2  # the last shard of the records and of the models
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_leftovers_of_a_kill_go_away(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_killed_before_every_change_to_the_disk(source: Path, tmp_path: Path) ->
             assert sentence.startswith(f"{tmp_path / name} does not exist")
             said["nothing"] += 1
         assert code == 0
+        assert not list(tmp_path.glob(f".{name}*"))
         assert is_right(open_pairs(tmp_path / name), source)
     assert min(said.values()) >= 2, said
 
