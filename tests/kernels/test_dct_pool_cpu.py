@@ -32,14 +32,15 @@ def test_pooling_equals_the_definition(shape: tuple[int, int], side: int, dtype:
     for part, value in zip(parts, expected, strict=True):
         assert part.dtype == dtype
         np.testing.assert_allclose(part, value, rtol=0, atol=16 * eps * np.abs(x).max() / side)
-    # The cell found must hold the extreme; it is the same one where rounding cannot make two cells change places.
+    # The cell found must hold the extreme; it is the same one where no cell is repeated, so that rounding does
+    # not decide between equal ones.
     products = np.stack([_pooled(x, side) * table for table in reference.tables(frequencies, side)], axis=2).reshape(
         *x.shape[:2], len(frequencies), -1
     )
     held = np.stack([np.take_along_axis(products, c[..., None], -1)[..., 0] for c in np.moveaxis(cells, 2, 0)])
     extremes = np.stack([products.max(-1), products.min(-1)])
     np.testing.assert_allclose(held, extremes, rtol=0, atol=16 * eps * np.abs(x).max() / side)
-    if dtype is np.float64:
+    if dtype is np.float64 and min(shape) >= side:
         np.testing.assert_array_equal(cells, right)
 
 

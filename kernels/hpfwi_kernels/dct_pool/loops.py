@@ -9,9 +9,9 @@ tables' average is one table.
 import numpy as np
 
 from hpfwi_kernels.compiling import hot, hot_sum
+from hpfwi_kernels.dct_pool import plan
 
-LANES = np.uint64(16)
-ROWS_AT_ONCE = 4
+LANES = np.uint64(plan.LANES)
 ZERO, ONE, TWO, THREE, FOUR, EIGHT = (np.uint64(n) for n in (0, 1, 2, 3, 4, 8))
 
 

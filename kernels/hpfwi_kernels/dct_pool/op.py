@@ -1,6 +1,8 @@
 """Multi-frequency pooling as a torch operation, and the same from torch's own."""
 
+import functools
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -42,7 +44,15 @@ def multi_frequency_pool(x: Tensor, frequencies: Frequencies, side: int) -> tupl
 
 def compiled(x: Tensor) -> bool:
     """Whether x's device has a compiled kernel; elsewhere torch's own operations do the work."""
-    return x.device.type == "cpu"
+    return x.device.type == "cpu" or (x.is_cuda and _gpu().available())
+
+
+@functools.cache
+def _gpu() -> ModuleType:
+    """The CUDA implementation; importing it costs a tenth of a second that a machine without a GPU need not spend."""
+    from hpfwi_kernels.dct_pool import cuda
+
+    return cuda
 
 
 def _array(tensor: Tensor) -> NDArray:
@@ -61,6 +71,26 @@ def _pool(x: Tensor, frequencies: Sequence[int], side: int, positions: bool) -> 
     parts = cpu.forward(_array(x), _pairs(frequencies), side, positions=positions, threads=torch.get_num_threads())
     mean, high, low, cells = (torch.from_numpy(part) for part in parts)
     return mean.to(x.dtype), high.to(x.dtype), low.to(x.dtype), cells
+
+
+@_pool.register_kernel("cuda")
+def _(x: Tensor, frequencies: Sequence[int], side: int, positions: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    planes = _planes(x)
+    mean, high, low = (planes.new_empty(x.shape[:2]) for _ in range(3))
+    count = len(frequencies) // 2
+    cells = planes.new_empty((*x.shape[:2], 2, count) if positions else (0, 2, count), dtype=torch.int32)
+    with torch.cuda.device(x.device):
+        _gpu().forward(
+            planes, _pairs(frequencies), side, mean.view(-1), high.view(-1), low.view(-1), cells.view(-1, 2, count),
+            stream=torch.cuda.current_stream().cuda_stream,
+        )  # fmt: skip
+    return mean.to(x.dtype), high.to(x.dtype), low.to(x.dtype), cells
+
+
+def _planes(x: Tensor) -> Tensor:
+    """x as [plane, row, column] in a precision that the kernels have."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return wide.detach().contiguous().flatten(0, 1)
 
 
 @_pool.register_fake
@@ -88,6 +118,22 @@ def _pool_gradient(
         threads=torch.get_num_threads(),
     )
     return torch.from_numpy(out).to(mean.dtype)
+
+
+@_pool_gradient.register_kernel("cuda")
+def _(
+    positions: Tensor, frequencies: Sequence[int], side: int, rows: int, columns: int, mean: Tensor, high: Tensor,
+    low: Tensor,
+) -> Tensor:  # fmt: skip
+    precision = mean.dtype if mean.dtype in (torch.float32, torch.float64) else torch.float32
+    parts = [part.to(precision).contiguous().view(-1) for part in (mean, high, low)]
+    out = mean.new_empty((mean.numel(), rows, columns), dtype=precision)
+    with torch.cuda.device(mean.device):
+        _gpu().gradient(
+            out, positions.contiguous().flatten(0, 1), _pairs(frequencies), side, *parts,
+            stream=torch.cuda.current_stream().cuda_stream,
+        )  # fmt: skip
+    return out.view(*mean.shape, rows, columns).to(mean.dtype)
 
 
 @_pool_gradient.register_fake

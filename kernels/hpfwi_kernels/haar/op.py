@@ -54,7 +54,8 @@ def wavelet_convolution(
     bands = [weight.reshape(channels, 4, k, k) for weight in band_weights]
     if band_scales is not None:
         bands = [band * scale.reshape(channels, 4, 1, 1) for band, scale in zip(bands, band_scales, strict=True)]
-    stacked = torch.stack(bands) if bands else base.new_empty((0, channels, 4, k, k))
+    empty = base.new_empty((0, channels, 4, k, k))
+    stacked = bands[0].unsqueeze(0) if len(bands) == 1 else torch.stack(bands) if bands else empty
     result: Tensor = _convolution(
         x,
         base.to(precision),
