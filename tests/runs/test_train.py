@@ -1,0 +1,317 @@
+"""Training runs of seconds: the same bits on any number of workers and across stops, and what is made of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hpfwi import checkpoints, parallel
+from hpfwi.cli import app
+from hpfwi.errors import NumericsError, Stopped
+from hpfwi.parallel import GroupLost
+from hpfwi.run_folder import RunFolder, read_events
+from hpfwi.stop import Stop
+from hpfwi.store.openfwi import PairStore, create_pairs
+from hpfwi.training import train as loop
+from hpfwi.training.settings import load_train_config, resolved
+from hpfwi.training.train import train
+from hpfwi.training.trained import open_trained
+
+RECORDS, MODEL, SAMPLES, TRAIN = (3, 40, 16), (11, 15), 24, 20
+NAMES = ("dx_m", "dz_m", "dt_s", "peak_hz", "sources_m", "receivers_m", "records_unit")
+TINY: dict[str, object] = {
+    "network.name": "fcnvmb",
+    "network.width": 0.05,
+    "training.loss.name": "mse",
+    "training.epochs": 2,
+    "training.batch": 6,
+    "training.slices": 3,
+    "training.records_noise": 0.1,
+    "training.checkpoint_every": 2,
+    "training.log_every": 1,
+    "training.shown_samples": 0,
+    "cluster.workers": 0,
+}
+"""3 steps an epoch, 6 in all; checkpoints after 2, 3, 4 and 6."""
+CLOCKS = {"time", "seconds", "samples_per_s", "wait_share", "data_wait_share"}
+
+Bits = dict[str, object]
+RunTraining = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> PairStore:
+    """Two layers over each other, and waves whose period grows with the depth between them."""
+    depths = np.random.default_rng(0).integers(3, 8, SAMPLES)[:, None, None]
+    models = np.where(np.arange(MODEL[0])[None, :, None] < depths, 1500.0, 3000.0) + np.zeros((1, 1, MODEL[1]))
+    waves = np.sin(np.arange(RECORDS[1])[None, None, :, None] / (1 + depths[..., None]))
+    records = waves + np.random.default_rng(1).normal(0, 0.3, (SAMPLES, *RECORDS))
+    writer = create_pairs(
+        tmp_path_factory.mktemp("pairs") / "layers.zarr",
+        samples=SAMPLES,
+        records_shape=RECORDS,
+        model_shape=MODEL,
+        family="layers",
+        physics=dict.fromkeys(NAMES) | {"dx_m": 10.0, "dz_m": 10.0},
+        splits={"train": range(TRAIN), "test": range(TRAIN, SAMPLES)},
+        shard_samples=SAMPLES,
+    )
+    writer.write(0, records.astype(np.float32), models.astype(np.float32))
+    return writer.finish()
+
+
+class StopAfter(Stop):
+    """Raised by itself once so many steps are done."""
+
+    def __init__(self, path: Path, steps: int | None) -> None:
+        super().__init__()
+        self._path, self._steps = path, steps
+
+    @property
+    def requested(self) -> bool:
+        done = [event["iteration"] + 1 for event in read_events(self._path) if event["kind"] == "step"]
+        if self._steps is not None and max(done, default=0) >= self._steps:
+            self.request("it is time")
+        return super().requested
+
+
+def texts(options: dict[str, object]) -> list[str]:
+    return [f"{name}={value}" for name, value in options.items()]
+
+
+@pytest.fixture(scope="module")
+def trained(store: PairStore) -> RunTraining:
+    """Return a function that trains in a new folder, with some options changed (dots written as __)."""
+
+    def trained(parent: Path, stop_after: int | None = None, **changes: object) -> Path:
+        options = TINY | {"data.pairs": store.path} | {name.replace("__", "."): v for name, v in changes.items()}
+        config = resolved(load_train_config(None, ["name=tiny", *texts(options)])[0], store)
+        with RunFolder.create(config, "tiny", parent=parent, environment={}) as folder:
+            return ended(folder, resume=False, stop_after=stop_after)
+
+    return trained
+
+
+def gone_on(path: Path, stop_after: int | None = None, **changes: object) -> Path:
+    with RunFolder.open(path) as folder:
+        return ended(folder, resume=True, stop_after=stop_after, **changes)
+
+
+def ended(folder: RunFolder, *, resume: bool, stop_after: int | None, **changes: object) -> Path:
+    config, _ = load_train_config(folder.config_path, texts({n.replace("__", "."): v for n, v in changes.items()}))
+    stop = StopAfter(folder.path, stop_after)
+    if stop_after is None:
+        train(config, folder, resume=resume, stop=stop)
+    else:
+        with pytest.raises(Stopped, match=f"Stopped after step {stop_after} of 6 .*hpfwi resume"):
+            train(config, folder, resume=resume, stop=stop)
+    assert folder.is_done is (stop_after is None)
+    return folder.path
+
+
+def bits(path: Path) -> Bits:
+    """The last checkpoint, the best network, and what steps and epochs said."""
+    found = checkpoints.load_latest(path / "checkpoints")
+    assert found is not None
+    kept: Bits = {name: (value.dtype.str, value.shape, value.tobytes()) for name, value in found.tensors.items()}
+    kept |= {name: value for name, value in found.meta.items() if name != "seconds"} | {"done": found.iteration}
+    best = open_trained(path).network.state_dict()
+    kept |= {f"best {name}": value.numpy().tobytes() for name, value in best.items()}
+    kept["events"] = [
+        {name: value for name, value in event.items() if name not in CLOCKS}
+        for event in read_events(path)
+        if event["kind"] in ("step", "epoch")
+    ]
+    return kept
+
+
+@pytest.fixture(scope="module")
+def whole(trained: RunTraining, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run that nothing disturbed."""
+    return trained(tmp_path_factory.mktemp("whole"), training__shown_samples=2)
+
+
+def test_a_run_leaves_what_its_user_and_a_resume_need(whole: Path) -> None:
+    names = {entry.name for entry in whole.iterdir()}
+    assert names >= {"config.toml", "env.json", "events.jsonl", "checkpoints", "done.json", "tb", "figures"}
+    done = json.loads((whole / "done.json").read_text())
+    assert done["steps"] == 6
+    events = read_events(whole)
+    steps = [event for event in events if event["kind"] == "step"]
+    epochs = [event for event in events if event["kind"] == "epoch"]
+    assert [event["iteration"] for event in steps] == list(range(6))
+    for number, epoch in enumerate(epochs):
+        mean = np.mean([event["loss"] for event in steps[3 * number : 3 * number + 3]])
+        assert epoch["loss"] == pytest.approx(mean, rel=1e-12)
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    best = min(epochs, key=lambda event: event["validation"]["loss"])
+    assert done["best_epoch"] == best["epoch"] + 1
+    assert done["best_validation"] == best["validation"]
+
+
+def test_tensorboard_shows_losses_rates_speeds_and_pictures(whole: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
+
+    found = EventAccumulator(str(whole / "tb"), size_guidance={IMAGES: 0}).Reload()
+    tags = set(found.Tags()["scalars"])
+    assert tags >= {"training/loss", "training/learning_rate", "speed/samples_per_s", "speed/data_wait_share"}
+    assert tags >= {"epoch/loss", "epoch/validation/loss", "epoch/validation/mae_mps"}
+    assert [event.step for event in found.Images("validation")] == [3, 6]
+    assert sorted(file.name for file in (whole / "figures").iterdir()) == [
+        "validation-00000003.png",
+        "validation-00000006.png",
+    ]
+
+
+@pytest.mark.parametrize("stops", [(1,), (2, 4)])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    trained: RunTraining, whole: Path, tmp_path: Path, stops: tuple[int, ...]
+) -> None:
+    path = trained(tmp_path, stop_after=stops[0])
+    for stop_after in (*stops[1:], None):
+        gone_on(path, stop_after)
+    assert bits(path) == bits(whole)
+
+
+def test_a_run_that_was_killed_goes_back_to_its_checkpoint(trained: RunTraining, whole: Path, tmp_path: Path) -> None:
+    path = trained(tmp_path, stop_after=4)
+    newest = sorted((path / "checkpoints").iterdir())[-1]
+    (newest / "tensors.safetensors").write_bytes(b"torn")
+    assert bits(gone_on(path)) == bits(whole)
+    assert [event["iteration"] for event in read_events(path) if event["kind"] == "step"] == list(range(6))
+
+
+def test_a_lost_group_is_put_back_to_the_last_checkpoint(
+    trained: RunTraining, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = []
+
+    def start(*arguments: Any) -> Any:
+        group = parallel.start_training(*arguments)
+        run = group.run
+
+        def losing(iteration: int, *rest: Any) -> Any:
+            if iteration in (4, -2) and iteration not in lost:
+                lost.append(iteration)
+                raise GroupLost("Every worker is gone.")
+            return run(iteration, *rest)
+
+        monkeypatch.setattr(group, "run", losing)
+        return group
+
+    monkeypatch.setattr(loop, "start_training", start)
+    path = trained(tmp_path)
+    assert lost == [4, -2]
+    assert bits(path) == bits(whole)
+    assert [event["iteration"] for event in read_events(path) if event["kind"] == "rewind"] == [4, 4]
+
+
+def test_the_number_of_threads_changes_no_bit(
+    trained: RunTraining, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = 3 if parallel.local_threads(parallel.ClusterSettings(workers=0)) == 1 else 1
+    monkeypatch.setattr(parallel, "local_threads", lambda settings: threads)
+    assert bits(trained(tmp_path)) == bits(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_number_of_workers_changes_no_bit(trained: RunTraining, whole: Path, tmp_path: Path) -> None:
+    path = trained(tmp_path, stop_after=2)
+    gone_on(path, 4, cluster__workers=2)
+    assert bits(gone_on(path, cluster__workers=3)) == bits(whole)
+
+
+def test_a_loss_that_leaves_the_numbers_ends_the_run_before_the_step(trained: RunTraining, tmp_path: Path) -> None:
+    with pytest.raises(NumericsError, match="nothing was applied"):
+        trained(tmp_path, training__schedule__peak=1e30, training__schedule__kind="constant")
+    found = checkpoints.load_latest(tmp_path / "tiny" / "checkpoints")
+    assert found is not None
+    assert all(np.isfinite(value).all() for value in found.tensors.values())
+
+
+def command(*words: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_the_commands_from_training_to_comparison(
+    store: PairStore, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = [word for text in texts(TINY | {"training.epochs": 1}) for word in ("--set", text)]
+    told = command("train", "train_fcnvmb", "--data", store.path, *changes, "--name", "other", "--workers", "0")
+    assert "epoch 1/1" in told
+    assert "Next         hpfwi evaluate runs/other" in told
+    assert "is finished" in command("resume", "runs/other")
+    assert "`hpfwi resume runs/other`" in command("train", "runs/other", code=2)
+    assert "`hpfwi resume runs/other`" in command("train", "--resume", "runs/other", code=2)
+    assert "hpfwi evaluate" in command("report", "runs/other", code=2)
+    assert "needs pairs" in command("train", "train_amfms", code=2)
+    assert 'name = "amfms"' in command("config", "train_amfms")
+    assert "trained this network" in command("evaluate", "runs/other", "--split", "train", code=2)
+    assert "was not evaluated" in command("compare", whole, "runs/other", code=3)
+
+    for run in (whole, Path("runs/other")):
+        assert f"Wrote {run / 'evaluation' / 'test'}" in command("evaluate", run)
+    folder = whole / "evaluation" / "test"
+    assert {file.name for file in folder.iterdir()} == {"scores.csv", "summary.json", "predictions.png", "profiles.png"}
+    rows = list(csv.DictReader((folder / "scores.csv").read_text().splitlines()))
+    assert [int(row["sample"]) for row in rows] == list(store.splits["test"])
+
+    records, true = store.read(store.splits["test"])
+    np.save("records.npy", records)
+    command("predict", whole, "records.npy", "out.npy")
+    predicted = np.load("out.npy")
+    errors = np.abs(predicted.astype(np.float64) - true).mean(axis=(1, 2))
+    np.testing.assert_allclose([float(row["mae_mps"]) for row in rows], errors, rtol=1e-12)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["means"]["mae_mps"]["mean"] == pytest.approx(errors.mean(), rel=1e-12)
+    np.save("one.npy", records[1])
+    command("predict", whole, "one.npy", "single.npy")
+    np.testing.assert_allclose(np.load("single.npy"), predicted[1], rtol=1e-5)
+    assert "exists" in command("predict", whole, "one.npy", "single.npy", code=2)
+    np.save("wrong.npy", records[:, :2])
+    assert "this network takes" in command("predict", whole, "wrong.npy", "wrong-out.npy", code=3)
+    assert not Path("wrong-out.npy").exists()
+
+    table = command("compare", whole, "runs/other").splitlines()
+    assert [line.split()[0] for line in table[1:3]] == ["tiny", "other"]
+    assert "- first run" in table[3]
+    assert Path("comparison.png").stat().st_size > 1000
+
+
+def test_a_network_trained_on_each_samples_range_says_no_velocities(
+    trained: RunTraining, store: PairStore, tmp_path: Path
+) -> None:
+    path = trained(tmp_path, training__epochs=1, training__normalisation__normalisation="per-sample")
+    np.save(tmp_path / "records.npy", store.read([20])[0])
+    words = ("predict", path, tmp_path / "records.npy", tmp_path / "out.npy")
+    assert "--normalised" in command(*words, code=2)
+    assert not (tmp_path / "out.npy").exists()
+    command(*words, "--normalised")
+    assert np.load(tmp_path / "out.npy").shape == (1, *MODEL)
+
+
+@pytest.mark.parametrize(
+    ("network", "loss"), [("amfms", "mmt"), ("inversionnet", "mse"), ("tu-net-seg", "mpe"), ("velocitygan", "wgan-gp")]
+)
+def test_networks_are_trained_and_judged(
+    trained: RunTraining, store: PairStore, tmp_path: Path, network: str, loss: str
+) -> None:
+    options = {"network__name": network, "training__loss__name": loss, "training__average_decay": 0.5}
+    path = trained(tmp_path, training__epochs=1, training__batch=18, **options)
+    network_ = open_trained(path, "last")
+    assert network_.step == 1
+    velocities = network_.predict(store.read([20, 21])[0])
+    assert velocities.shape == (2, *MODEL)
+    assert torch.isfinite(torch.from_numpy(velocities)).all()
