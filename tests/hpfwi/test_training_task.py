@@ -244,7 +244,7 @@ def test_channels_last_gives_the_same_gradient(make: Callable[..., TrainingTask]
     for task in (make(), make(training__channels_last="true")):
         task.begin(0)
         results.append(task.gradient(0)[0])
-    np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-5 * float(np.abs(results[0]).max()))
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-3, atol=1e-5 * float(np.abs(results[0]).max()))
 
 
 def test_validation_sums_make_the_means_of_all_its_samples(make: Callable[..., TrainingTask]) -> None:
