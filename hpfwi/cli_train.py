@@ -80,7 +80,7 @@ def train(
     from hpfwi.options import toml_value
     from hpfwi.run_folder import RunFolder, refuse_taken
     from hpfwi.store.openfwi import open_pairs
-    from hpfwi.training.settings import load_train_config, require_pairs, resolved, samples_of
+    from hpfwi.training.settings import load_train_config, require_pairs, require_trainable, resolved
 
     if resume:
         raise ConfigError(f"A training run is resumed like every other: `hpfwi resume {source}`.")
@@ -93,7 +93,7 @@ def train(
     refuse_taken(parent / config.name, overwrite)
     store = open_pairs(config.data.pairs)
     config = resolved(config, store)
-    samples_of(config, store)
+    require_trainable(config, store)
     for line in _scales(config):
         typer.echo(line)
     facts = environment(["hpfwi", *sys.argv[1:]])

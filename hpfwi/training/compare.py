@@ -58,7 +58,8 @@ def compare(runs: Sequence[Path], split: str = "test", *, out: Path = Path("comp
         out,
         [row.name for row in rows],
         {name: [scores[name] for _, _, scores in found] for name in SHOWN[:4]},
-        f"{len(first_samples)} samples of {Path(first_summary['store']).name}, {split}: median, mean, half and 90 %",
+        f"{len(first_samples)} samples of {Path(first_summary['store']).name}, {split}: "
+        "line median, diamond mean, box middle half, whiskers 5 to 95 %",
     )
     return rows
 

@@ -34,7 +34,7 @@ def draw_predictions(
     """
     with style.look():
         frame = _frame(true_mps, physics)
-        height = 1.1 + 3 * min(3.2, 10.0 / max(len(samples), 3) / frame.drawn_ratio + 0.45)
+        height = 0.9 + 3 * min(3.2, 8.2 / max(len(samples), 3) / frame.drawn_ratio + 0.35)
         figure = style.new_figure(height)
         grid = figure.subplots(3, len(samples), squeeze=False)
         limits = style.velocity_limits(true_mps)

@@ -19,13 +19,13 @@ from hpfwi.config import (
 )
 from hpfwi.errors import ConfigError
 from hpfwi.inversion.optimise import AdamSettings
-from hpfwi.networks.build import NetworkChoice
+from hpfwi.networks.build import NetworkChoice, build_network
 from hpfwi.parallel import ClusterSettings
 from hpfwi.store.openfwi import PairStore
-from hpfwi.training.batches import LoaderSettings
+from hpfwi.training.batches import LoaderSettings, steps_per_epoch
 from hpfwi.training.losses import LossSettings
 from hpfwi.training.normalise import NormalisationSettings
-from hpfwi.training.schedule import ScheduleSettings
+from hpfwi.training.schedule import ScheduleSettings, learning_rate
 
 VALIDATION = "validation"
 """The split that is used for validation where a store has one."""
@@ -228,6 +228,15 @@ def samples_of(config: TrainConfig, store: PairStore) -> tuple[range, range]:
             f"batch of {config.training.batch}; lower training.batch (and training.slices)."
         )
     return train, validation
+
+
+def require_trainable(config: TrainConfig, store: PairStore) -> None:
+    """Raise ConfigError where samples, network or learning rate would end the run before its first step."""
+    train, _ = samples_of(config, store)
+    build_network(config.network)
+    settings = config.training
+    steps = steps_per_epoch(len(train), settings.batch)
+    learning_rate(settings.schedule, step=0, steps_per_epoch=steps, epochs=settings.epochs)
 
 
 def split_of(store: PairStore, name: str) -> range:
