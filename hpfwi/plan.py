@@ -88,7 +88,12 @@ def _seconds_of_a_short_shot(experiment: Experiment) -> float:
     # the scheme of the run is set explicitly, because this wavelet would derive another one.
     wavelet = np.random.default_rng(0).standard_normal((1, survey.sources_m.shape[1], samples), dtype=np.float32)
     settings = full.settings.model_copy(
-        update={"substeps": full.scheme.substeps, "store_every": full.scheme.store_every, "pml_hz": full.scheme.pml_hz}
+        update={
+            "substeps": full.scheme.substeps,
+            "store_every": full.scheme.store_every,
+            "pml_hz": full.scheme.pml_hz,
+            "quality_hz": full.settings.quality_hz or full.peak_hz,
+        }
     )
     low_mps, high_mps = experiment.config.model.bounds_mps
     simulator = Simulator(full.grid, survey, wavelet, settings, high_mps, low_mps)
@@ -115,7 +120,7 @@ def in_brief(rows: list[Derived]) -> list[str]:
     workers = value["workers"]
     first = (
         f"{value['cells']} cells, {value['shots_per_iteration']} shots per iteration, {value['points_per_wavelength']} "
-        f"points per wavelength, {counted(int(value['substeps']), 'time step')} per sample, "
+        f"points per wavelength, {counted(int(value['substeps']), 'time step')} per sample, {value['engine']} engine, "
         f"{counted(int(workers), 'worker') if workers else 'no Ray'}"
     )
     return [first, *(f"Warning: {row.name} = {row.value}: {row.reason}." for row in rows if row.warning)]

@@ -105,7 +105,7 @@ def build_medium(settings: ModellingSettings, grid: Grid, peak_hz: float) -> Med
 
     Arrays in files lie on this grid or on one that it refines; they are linear in between.
 
-    peak_hz  of the wavelet: where the velocity and the quality factor of a viscoacoustic medium hold
+    peak_hz  of the wavelet, where a viscoacoustic medium without quality_hz has its velocity and quality factor
     raises   DataError: a file that cannot be read, does not fit the grid, or holds values that make no sense
     """
     physics = settings.physics
@@ -135,7 +135,7 @@ def build_medium(settings: ModellingSettings, grid: Grid, peak_hz: float) -> Med
             raise DataError(
                 f"modelling.quality_factor = {settings.quality_factor} holds {float(quality.min()):g}: give 1 or more."
             )
-    return Medium(physics, density, shear, settings.vp_vs_ratio, quality, peak_hz)
+    return Medium(physics, density, shear, settings.vp_vs_ratio, quality, settings.quality_hz or peak_hz)
 
 
 def _field(value: float | str, name: str, grid: Grid) -> torch.Tensor:
