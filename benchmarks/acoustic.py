@@ -1,10 +1,11 @@
 """Time hpfwi's acoustic kernels against deepwave on the same work and cores: `python benchmarks/acoustic.py`.
 
 Both codes start from torch tensors and end with records, or with records and the velocity gradient, at the same time
-step, one inner step per sample, the same order and C-PML, every step entering the gradient. No ratio is printed before
-hpfwi agrees with float64 deepwave to 1e-5. Runs alternate, so a disturbance of the machine meets both; compilation and
-memory are measured in processes of their own. hpfwi's buffers come from one pool, as in an inversion's loop: the first
-call, which is not timed, touches them; deepwave has no such choice and takes fresh memory in every call.
+step, one inner step per sample, the same order and C-PML, and the same steps entering the gradient: every one, or every
+K-th with `--store-every K`. No ratio is printed before hpfwi agrees to 1e-5 with float64 deepwave at these settings.
+Runs alternate, so a disturbance of the machine meets both; compilation and memory are measured in processes of their
+own. hpfwi's buffers come from one pool, as in an inversion's loop: the first call, which is not timed, touches them;
+deepwave has no such choice and takes fresh memory in every call.
 """
 
 import argparse
@@ -51,12 +52,16 @@ class Case:
     spacing_m: float
     dt_s: float
     peak_hz: float
+    models: int = 1
+    """Velocity models, each with its share of the shots."""
 
 
 CASES = {
     "70x70x1000x5": Case((70, 70), 1000, 5, 10.0, 0.9e-3, 15.0),
     "94x288x1000x13": Case((94, 288), 1000, 13, 30.0, 2.5e-3, 5.0),
     "301x921x1000x2": Case((301, 921), 1000, 2, 10.0, 0.9e-3, 15.0),
+    "301x921x2000x1": Case((301, 921), 2000, 1, 10.0, 0.9e-3, 15.0),
+    "70x70x1000x26x5": Case((70, 70), 1000, 130, 10.0, 0.9e-3, 15.0, models=26),
     "20x30x50x2": Case((20, 30), 50, 2, 10.0, 0.9e-3, 15.0),
 }
 DEFAULT_CASES = ("70x70x1000x5", "94x288x1000x13", "301x921x1000x2")
@@ -71,9 +76,9 @@ def layered(shape: tuple[int, int]) -> NDArray[np.float64]:
     return layers[(folded * 12).astype(int)]
 
 
-def problem(case: Case, order: int, absorbing: int) -> peers.Problem:
-    """Shots spread along row 1, a receiver in every column of row 1, one Ricker wavelet."""
-    columns = np.linspace(1, case.shape[1] - 2, case.shots).astype(np.int64)
+def problem(case: Case, order: int, absorbing: int, store_every: int) -> peers.Problem:
+    """Shots spread along row 1, a receiver in every column of row 1, one Ricker wavelet; models differ by 0 to 10 %."""
+    columns = np.tile(np.linspace(1, case.shape[1] - 2, case.shots // case.models).astype(np.int64), case.models)
     sources = np.stack([np.ones_like(columns), columns], axis=-1)[:, None, :]
     line = np.stack([np.ones(case.shape[1], np.int64), np.arange(case.shape[1])], axis=-1)
     phase = (np.pi * case.peak_hz * (np.arange(case.samples) * case.dt_s - 1.5 / case.peak_hz)) ** 2
@@ -87,8 +92,13 @@ def problem(case: Case, order: int, absorbing: int) -> peers.Problem:
         boundary="cpml",
         pml_hz=case.peak_hz,
         max_velocity_mps=4500.0,
+        store_every=store_every,
     )
-    return peers.Problem(layered(case.shape), wavelet, sources, np.tile(line, (case.shots, 1, 1)), scheme)
+    velocity = layered(case.shape)
+    if case.models > 1:
+        factors = np.repeat(np.linspace(0.9, 1.0, case.models), case.shots // case.models)
+        velocity = factors[:, None, None] * velocity
+    return peers.Problem(velocity, wavelet, sources, np.tile(line, (case.shots, 1, 1)), scheme)
 
 
 CODES: dict[str, peers.Run] = {"hpfwi": peers.hpfwi, "deepwave": peers.deepwave}
@@ -116,25 +126,27 @@ def timed(work: peers.Problem, repeats: int, threads: int) -> tuple[Seconds, Sec
     return wall, processor
 
 
-def child(code: str, name: str, order: int, absorbing: int, threads: int, cache: str | None = None) -> dict[str, float]:
+def child(code: str, name: str, options: argparse.Namespace, order: int, cache: str | None = None) -> dict[str, float]:
     """First-call seconds and peak memory above the imports' of one gradient, in a process of its own."""
     command = [sys.executable, __file__, "--child", code, "--cases", name, "--order", str(order)]
-    command += ["--absorbing", str(absorbing), "--threads", str(threads)]
+    command += ["--absorbing", str(options.absorbing), "--threads", str(options.threads)]
+    command += ["--store-every", str(options.store_every)]
     environment = os.environ | ({"NUMBA_CACHE_DIR": cache} if cache else {})
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_child(code: str, name: str, order: int, absorbing: int, threads: int) -> dict[str, float]:
+def measure_child(code: str, name: str, options: argparse.Namespace) -> dict[str, float]:
     """What `child` prints: a tiny gradient first (compilation, loading), then the case's own."""
-    small = problem(CASES["20x30x50x2"], order, absorbing)
+    order, absorbing, threads, every = options.order[0], options.absorbing, options.threads, options.store_every
+    small = problem(CASES["20x30x50x2"], order, absorbing, every)
     seconds = []
     for _ in range(2):
         begin = time.perf_counter()
         CODES[code](small, torch.float32, True, threads)
         CODES[code](small, torch.float32, False, threads)
         seconds.append(time.perf_counter() - begin)
-    work = problem(CASES[name], order, absorbing)
+    work = problem(CASES[name], order, absorbing, every)
     # The kernel's own peak counter, reset first: a new process inherits its parent's peak in getrusage.
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_mb("VmRSS")
@@ -148,9 +160,10 @@ def resident_mb(field: str) -> float:
     return int(found.group(1)) / 1024 if found else float("nan")
 
 
-def bench(name: str, order: int, absorbing: int, repeats: int, threads: int) -> dict:
+def bench(name: str, order: int, options: argparse.Namespace) -> dict:
     """Check one case, then time it. Raises RuntimeError when hpfwi is further than AGREEMENT from float64 deepwave."""
-    work = problem(CASES[name], order, absorbing)
+    absorbing, threads = options.absorbing, options.threads
+    work = problem(CASES[name], order, absorbing, options.store_every)
     expected = peers.truth(work, threads)
     gaps = {code: peers.gap(run(work, torch.float32, True, threads), expected) for code, run in CODES.items()}
     if max(gaps["hpfwi"]) > AGREEMENT:
@@ -159,10 +172,10 @@ def bench(name: str, order: int, absorbing: int, repeats: int, threads: int) -> 
             f"hpfwi differs from float64 deepwave on {name} by {records:.1e} in records and {gradient:.1e} in the "
             f"gradient, more than {AGREEMENT:g}: no ratio is worth printing."
         )
-    wall, processor = timed(work, repeats, threads)
+    wall, processor = timed(work, options.repeats, threads)
     with tempfile.TemporaryDirectory() as cold:
-        compile_s = child("hpfwi", "20x30x50x2", order, absorbing, threads, cache=cold)["first_call_s"]
-    memory = {code: child(code, name, order, absorbing, threads)["memory_mb"] for code in CODES}
+        compile_s = child("hpfwi", "20x30x50x2", options, order, cache=cold)["first_call_s"]
+    memory = {code: child(code, name, options, order)["memory_mb"] for code in CODES}
     updates = np.prod([size + 2 * absorbing for size in CASES[name].shape]) * CASES[name].samples * CASES[name].shots
     rows = {}
     for kind, runs in wall.items():
@@ -251,6 +264,9 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(DEFAULT_CASES), choices=list(CASES))
     parser.add_argument("--order", nargs="+", type=int, default=[4], help="spatial orders (4)")
     parser.add_argument("--absorbing", type=int, default=20, help="cells of C-PML on every side (20)")
+    parser.add_argument(
+        "--store-every", type=int, default=1, help="time steps between those that enter the gradient, in both codes (1)"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="interleaved repeats (7)")
     parser.add_argument("--threads", type=int, default=2, help="threads of both codes (2)")
     parser.add_argument(
@@ -260,8 +276,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.child:
-        case, order = options.cases[0], options.order[0]
-        print(json.dumps(measure_child(options.child, case, order, options.absorbing, options.threads)))
+        print(json.dumps(measure_child(options.child, options.cases[0], options)))
         return
     conditions = peers.conditions(options.threads)
     print("  ".join(f"{key}: {value}" for key, value in conditions.items()))
@@ -273,7 +288,7 @@ def main() -> None:
     results = []
     for name in options.cases:
         for order in options.order:
-            result = bench(name, order, options.absorbing, options.repeats, options.threads)
+            result = bench(name, order, options)
             print(line(cells(result, "forward")), line(cells(result, "gradient")), sep="\n", flush=True)
             results.append(result)
     hardware = re.sub(r"[^a-z0-9]+", "-", f"{conditions['cpu']} {conditions['cores']} cores".lower()).strip("-")

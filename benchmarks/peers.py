@@ -22,7 +22,8 @@ PACKAGES = ("deepwave", "torch", "numba", "numpy")
 class Problem:
     """A survey on a model, in float64: both codes are given it in float32 when they are timed.
 
-    velocity [z, x] in m/s, wavelet [shot, 1, time], cells [shot, point, 2] as (z, x).
+    velocity [z, x], or [shot, z, x] where every shot has its own, in m/s; wavelet [shot, 1, time];
+    cells [shot, point, 2] as (z, x).
     """
 
     velocity: NDArray[np.float64]
@@ -34,12 +35,13 @@ class Problem:
     def shot(self, index: int) -> "Problem":
         """The problem of one shot alone."""
         one = slice(index, index + 1)
-        return Problem(self.velocity, self.wavelet[one], self.sources[one], self.receivers[one], self.scheme)
+        velocity = self.velocity[one] if self.velocity.ndim == 3 else self.velocity
+        return Problem(velocity, self.wavelet[one], self.sources[one], self.receivers[one], self.scheme)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Records [shot, receiver, time], and the velocity gradient [z, x] where one was asked for."""
+    """Records [shot, receiver, time], and the velocity gradient, in velocity's shape, where one was asked for."""
 
     records: NDArray
     gradient: NDArray | None
@@ -67,7 +69,7 @@ def hpfwi(problem: Problem, dtype: torch.dtype, gradient: bool, threads: int) ->
     """Run hpfwi's kernels from torch tensors to records, and to the velocity gradient of `misfit`."""
     velocity = torch.tensor(problem.velocity, dtype=dtype, requires_grad=gradient)
     wavelet = torch.tensor(problem.wavelet, dtype=dtype)
-    shape = (problem.velocity.shape[0], problem.velocity.shape[1])
+    shape = (problem.velocity.shape[-2], problem.velocity.shape[-1])
     sources, receivers = on_grid(problem.sources, shape), on_grid(problem.receivers, shape)
     records = propagate(velocity, wavelet, sources, receivers, problem.scheme, threads=threads, pool=POOL)
     return _answer(velocity, records, gradient)
@@ -102,7 +104,8 @@ def truth(problem: Problem, threads: int) -> Answer:
     """deepwave in float64, one shot at a time so that its stored wavefields fit in memory."""
     answers = [deepwave(problem.shot(shot), torch.float64, True, threads) for shot in range(len(problem.wavelet))]
     gradients = [answer.gradient for answer in answers if answer.gradient is not None]
-    return Answer(np.concatenate([answer.records for answer in answers]), np.sum(gradients, axis=0))
+    records = np.concatenate([answer.records for answer in answers])
+    return Answer(records, np.concatenate(gradients) if problem.velocity.ndim == 3 else np.sum(gradients, axis=0))
 
 
 def gap(answer: Answer, reference: Answer) -> tuple[float, float]:

@@ -135,7 +135,7 @@ def test_the_first_way_that_fits_is_chosen() -> None:
         assert choice.memory.mode == mode
         assert choice.peak_bytes == needed
         assert mode in choice.reason
-    with pytest.raises(ModelError, match=rf"{needs['boundary'] / 1e6:.4g} MB in mode 'boundary' and the budget is"):
+    with pytest.raises(ModelError, match=rf"{needs['boundary'] / 1e6:.4g} MB in mode 'boundary', and the budget is"):
         choose(*work, threads=2, budget_bytes=needs["boundary"] - 1)
     with pytest.raises(ModelError, match="raise the budget"):
         choose(*work, threads=2, budget_bytes=needs["boundary"], exact=True)
