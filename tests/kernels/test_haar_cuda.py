@@ -19,6 +19,7 @@ K = 3
 HARNESS = """
 #include "cuda_on_cpu.h"
 #include "{source}"
+#define FIELDS(t) t->rows, t->columns, t->tile_rows, t->tile_columns, t->tiles_down, t->tiles_across, t->channels
 
 extern "C" int run_forward(
     const void* x, const float* base, const float* bias, const float* bands, void* y, const Tile* t, int planes,
@@ -26,8 +27,8 @@ extern "C" int run_forward(
 ) {{
     const int blocks = planes * t->tiles_down * t->tiles_across;
     return fibers::launch(blocks, threads, backwards, [&] {{
-        if (low) forward<Bf16, {k}>((const Bf16*)x, base, bias, bands, (Bf16*)y, *t);
-        else forward<float, {k}>((const float*)x, base, bias, bands, (float*)y, *t);
+        if (low) forward<Bf16, {k}>((const Bf16*)x, base, bias, bands, (Bf16*)y, FIELDS(t));
+        else forward<float, {k}>((const float*)x, base, bias, bands, (float*)y, FIELDS(t));
     }});
 }}
 
@@ -36,7 +37,7 @@ extern "C" int run_gradient(
 ) {{
     const int tiles = t->tiles_down * t->tiles_across, terms = 5 * {k} * {k} + 1;
     const bool done = fibers::launch(samples * t->channels * tiles, threads, backwards, [&] {{
-        filter_gradient<float, {k}>(x, g, partial, *t);
+        filter_gradient<float, {k}>(x, g, partial, FIELDS(t));
     }});
     return done && fibers::launch((t->channels * terms + threads - 1) / threads, threads, backwards, [&] {{
         sum_partials(partial, total, samples, t->channels, tiles, terms);
@@ -148,12 +149,12 @@ def test_the_kernels_compile_for_gpus_without_spilling(architecture: str, tmp_pa
     compiler = shutil.which("nvcc")
     if compiler is None:
         pytest.skip("needs nvcc")
-    instances = []
+    instances, numbers = [], ", ".join(["int"] * 7)
     for name in cuda.names()[:-1]:
         io = "Bf16" if "Bf16" in name else "float"
         rest = "const float*, const float*, const float*, " if name.startswith("forward") else f"const {io}*, "
         last = f"{io}*" if name.startswith("forward") else "float*"
-        instances.append(f"template __global__ void {name}(const {io}*, {rest}{last}, Tile);")
+        instances.append(f"template __global__ void {name}(const {io}*, {rest}{last}, {numbers});")
     (tmp_path / "all.cu").write_text("\n".join([f'#include "{cuda.SOURCE}"', *instances]))
     command = [compiler, "-cubin", f"-arch={architecture}", "-std=c++17", "-Xptxas", "-v", "all.cu", "-o", "all.cubin"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -20,7 +20,7 @@ WIDEST_TILE = 36
 
 
 class Tile(NamedTuple):
-    """How a plane is cut into tiles of cells; the fields of the kernels' structure, in order."""
+    """How a plane is cut into tiles of cells: the kernels' last arguments, in order."""
 
     rows: int
     columns: int
@@ -85,7 +85,7 @@ def forward(
     tile = tile_of(rows, columns, channels)
     kernel = _kernel(f"forward<{PIXEL_TYPES[dtype]}, {k}>", tile.shared_bytes(k, gradient=False))
     _launch(kernel, samples * channels * tile.tiles, tile.shared_bytes(k, gradient=False), stream,
-            (*map(np.uint64, (x, base, bias, bands, y)), np.array(tile, np.int32)))  # fmt: skip
+            (*map(np.uint64, (x, base, bias, bands, y)), *map(np.int32, tile)))  # fmt: skip
 
 
 def gradient_terms(shape: tuple[int, int, int, int], k: int) -> tuple[int, int]:
@@ -104,7 +104,7 @@ def filter_gradient(
     shared = tile.shared_bytes(k, gradient=True)
     kernel = _kernel(f"filter_gradient<{PIXEL_TYPES[dtype]}, {k}>", shared)
     _launch(kernel, samples * channels * tile.tiles, shared, stream,
-            (*map(np.uint64, (x, y_gradient, partial)), np.array(tile, np.int32)))  # fmt: skip
+            (*map(np.uint64, (x, y_gradient, partial)), *map(np.int32, tile)))  # fmt: skip
     _launch(_kernel("sum_partials", 0), -(-channels * terms // THREADS), 0, stream,
             (*map(np.uint64, (partial, total)), *map(np.int32, (samples, channels, tile.tiles, terms))))  # fmt: skip
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpfwi_kernels.errors import KernelError
-from hpfwi_kernels.haar import cpu
+from hpfwi_kernels.haar import cpu, cuda
 from hpfwi_kernels.haar.filtering import SIDES
 from hpfwi_kernels.haar.filters import Filters, filters
 
@@ -41,7 +41,7 @@ def wavelet_convolution(
     """
     _require_fitting(x, base_weight, base_bias, band_weights)
     arguments = (x, base_weight, base_bias, base_scale, band_weights, band_scales)
-    if not compiled(x, base_weight.shape[-1]):
+    if not compiled(x, base_weight.shape[-1], len(band_weights), wavelet):
         with torch.autocast(x.device.type, enabled=False):
             low = _in(x.dtype, arguments[1:])
             return eager_wavelet_convolution(x, *low, wavelet=wavelet)
@@ -97,9 +97,16 @@ def inverse(bands: Tensor, shape: tuple[int, int], wavelet: str = "haar") -> Ten
     return result
 
 
-def compiled(x: Tensor, k: int | None = None) -> bool:
-    """Whether there is a compiled kernel for the device of x and filters of k x k; if not, torch's operations work."""
-    return x.device.type == "cpu" and (k is None or k in SIDES)
+def compiled(x: Tensor, k: int | None = None, levels: int = 1, wavelet: str = "haar") -> bool:
+    """Whether there is a kernel for x's device and precision and this layer (or, without k, for the transform).
+
+    Where there is none, torch's own operations do the work.
+    """
+    if x.device.type == "cpu":
+        return k is None or k in SIDES
+    if not x.is_cuda or k is None or levels != 1 or wavelet != "haar":
+        return False
+    return k in cuda.SIDES and str(x.dtype).removeprefix("torch.") in cuda.PIXEL_TYPES and cuda.available()
 
 
 def _require_fitting(x: Tensor, base_weight: Tensor, base_bias: Tensor | None, band_weights: Sequence[Tensor]) -> None:
@@ -134,6 +141,29 @@ def _convolution(x: Tensor, base: Tensor, bias: Tensor | None, bands: Tensor, wa
     return torch.from_numpy(out).to(x.dtype)
 
 
+@_convolution.register_kernel("cuda")
+def _(x: Tensor, base: Tensor, bias: Tensor | None, bands: Tensor, wavelet: str) -> Tensor:
+    return _convolved(x.contiguous(), base.contiguous(), bias, bands.contiguous())
+
+
+def _convolved(x: Tensor, base: Tensor, bias: Tensor | None, bands: Tensor) -> Tensor:
+    """One Haar level on the GPU; every tensor contiguous."""
+    y = torch.empty_like(x)
+    with torch.cuda.device(x.device):
+        cuda.forward(
+            x.data_ptr(), base.data_ptr(), 0 if bias is None else bias.data_ptr(), bands.data_ptr(), y.data_ptr(),
+            **_launch(x, base),
+        )  # fmt: skip
+    return y
+
+
+def _launch(x: Tensor, base: Tensor) -> dict[str, Any]:
+    """What every launch on the GPU is told; the stream is that of the current device."""
+    dtype = str(x.dtype).removeprefix("torch.")
+    stream = torch.cuda.current_stream().cuda_stream
+    return {"shape": tuple(x.shape), "k": base.shape[-1], "dtype": dtype, "stream": stream}
+
+
 @_convolution.register_fake
 def _(x: Tensor, base: Tensor, bias: Tensor | None, bands: Tensor, wavelet: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -156,6 +186,35 @@ def _convolution_gradient(
     )
     x_gradient, base_gradient, bias_gradient, band_gradient = (torch.from_numpy(part) for part in parts)
     return x_gradient.to(x.dtype), base_gradient, bias_gradient, band_gradient
+
+
+@_convolution_gradient.register_kernel("cuda")
+def _(
+    x: Tensor, base: Tensor, bands: Tensor, gradient: Tensor, wavelet: str, wants_x: bool, wants_weights: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, gradient = x.contiguous(), gradient.to(x.dtype).contiguous()
+    k, channels = base.shape[-1], x.shape[1]
+    x_gradient = x.new_empty((0,))
+    if wants_x:
+        x_gradient = _convolved(gradient, base.flip(-1, -2).contiguous(), None, bands.flip(-1, -2).contiguous())
+    if not wants_weights:
+        return x_gradient, base.new_empty((0,)), base.new_empty((0,)), bands.new_empty((0,))
+    space, terms = cuda.gradient_terms((x.shape[0], channels, x.shape[2], x.shape[3]), k)
+    partial, total = base.new_empty(space), base.new_empty((channels, terms))
+    with torch.cuda.device(x.device):
+        cuda.filter_gradient(
+            x.data_ptr(), gradient.data_ptr(), partial.data_ptr(), total.data_ptr(), **_launch(x, base)
+        )
+    area = k * k
+    # Copies: the results of an op may not share memory.
+    base_gradient, bias_gradient = total[:, :area].clone(), total[:, -1].clone()
+    band_gradient = total[:, area:-1].clone()
+    return (
+        x_gradient,
+        base_gradient.view(channels, k, k),
+        bias_gradient,
+        band_gradient.view(1, channels, 4, k, k),
+    )
 
 
 @_convolution_gradient.register_fake

@@ -34,12 +34,17 @@ __device__ inline void store(Bf16* to, i64 i, float value) {
 
 #define ROWS 4
 
+// How planes are cut. Kernels take the fields one by one: launchers pass numbers, not structures.
 struct Tile {
     int rows, columns;            // of the plane, in pixels
     int tile_rows, tile_columns;  // of the tile, in cells; rows a multiple of ROWS
     int tiles_down, tiles_across;
     int channels;
 };
+
+#define TILE_ARGUMENTS \
+    int rows, int columns, int tile_rows, int tile_columns, int tiles_down, int tiles_across, int channels
+#define TILE Tile{rows, columns, tile_rows, tile_columns, tiles_down, tiles_across, channels}
 
 // Pixels of the tile and `halo` cells around it, zero outside the plane: plane_row = 2 (first_row - halo) + r.
 template <typename IO>
@@ -68,9 +73,10 @@ __device__ inline void split(const float* pixels, int cell_rows, int cell_column
 // base [channel, K, K], bias [channel] or null, bands [channel, 4, K, K].
 template <typename IO, int K>
 __global__ void __launch_bounds__(128) forward(
-    const IO* x, const float* base, const float* bias, const float* bands, IO* y, Tile t
+    const IO* x, const float* base, const float* bias, const float* bands, IO* y, TILE_ARGUMENTS
 ) {
     extern __shared__ float memory[];
+    const Tile t = TILE;
     const int halo = K / 2;
     const int cell_rows = t.tile_rows + 2 * halo, cell_columns = t.tile_columns + 2 * halo;
     const int cells = cell_rows * cell_columns, width = 2 * cell_columns;
@@ -189,8 +195,11 @@ __device__ void correlate(
 
 // Partial sums of one tile: partial[plane, tile, 5 K K + 1], the base filter's, the bands', the bias's.
 template <typename IO, int K>
-__global__ void __launch_bounds__(128) filter_gradient(const IO* x, const IO* y_gradient, float* partial, Tile t) {
+__global__ void __launch_bounds__(128) filter_gradient(
+    const IO* x, const IO* y_gradient, float* partial, TILE_ARGUMENTS
+) {
     extern __shared__ float memory[];
+    const Tile t = TILE;
     const int halo = K / 2;
     const int cell_rows = t.tile_rows + 2 * halo, cell_columns = t.tile_columns + 2 * halo;
     const int cells = cell_rows * cell_columns, width = 2 * cell_columns;
