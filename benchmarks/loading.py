@@ -4,18 +4,20 @@ Every code fills the same batches, float32[batch, 5, 1000, 70] with their models
 same values first. Runs alternate, so a disturbance of the machine meets all of them. Processor time is that of all
 threads and says what a sample costs where other programs want the same cores.
 
-hpfwi           `Batches` as training uses it, an epoch a run
+hpfwi           `Batches` as training uses it, an epoch a run; the store is mapped where it fits into half of the memory
+hpfwi, preadv   the same with a store that is not mapped
 memmap          numpy.load(mmap_mode="r") indexed by the samples of a batch, as it is mostly written: new memory each
                 time
-memmap, reused  the same sample by sample into one batch of memory, on as many threads as hpfwi; "warm" has mapped every
-                page before
+memmap, reused  the same sample by sample into one batch of memory, on as many threads as hpfwi, after every page was
+                touched
 h5py            one chunk a sample, read_direct sample by sample into memory that is there
 zarr            zarr-python on hpfwi's own store, sample by sample
 zarr, indices   zarr-python on hpfwi's own store, a whole batch as an array of indices
 
 The last three are timed on one thread only: each holds a lock, or has one event loop.
 
-"warm" finds the files in the page cache; "cold" asks the kernel to drop them before every run.
+The page cache is filled by reading: pages that were just written lie together in it and are read faster than the same
+file on any other day.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +64,7 @@ WARM_UPS = 3
 
 # Samples that a run reads at most, and the largest batch: zarr-python takes up to 70 ms for a sample.
 MOST = {"zarr": 64, "zarr, indices": 20}
-THREADED = ("hpfwi", "memmap, reused")
+THREADED = ("hpfwi", "hpfwi, preadv", "memmap, reused")
 
 Check = Callable[[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]], None]
 Run = Callable[[int, Check], int]
@@ -100,6 +103,11 @@ def make_data(folder: Path, samples: int) -> None:
             for some in shards:
                 file["records"][some.start : some.stop], file["models"][some.start : some.stop] = store.read(some)
     os.sync()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
 
 
 def optional(package: str) -> Any:
@@ -113,9 +121,9 @@ def optional(package: str) -> Any:
 
 
 @contextmanager
-def open_hpfwi(folder: Path, batch: int, threads: int) -> Iterator[Run]:
+def open_hpfwi(folder: Path, batch: int, threads: int, mapped: bool | None = None) -> Iterator[Run]:
     """Batches read ahead by threads, a whole epoch in each run, so that nothing is read ahead for the next one."""
-    store, settings = open_pairs(folder / "pairs.zarr"), LoaderSettings(threads=threads)
+    store, settings = open_pairs(folder / "pairs.zarr", mapped=mapped), LoaderSettings(threads=threads)
     with Batches(store, range(store.samples), seed=SEED, batch=batch, settings=settings) as batches:
 
         def run(samples: int, check: Check) -> int:
@@ -242,6 +250,7 @@ def open_zarr_indices(folder: Path, batch: int, threads: int) -> Iterator[Run]:
 
 CODES: dict[str, Open] = {
     "hpfwi": open_hpfwi,
+    "hpfwi, preadv": partial(open_hpfwi, mapped=False),
     "memmap": open_memmap,
     "memmap, reused": open_memmap_reused,
     "h5py": open_h5py,
@@ -256,7 +265,6 @@ class Case:
 
     batch: int
     threads: int
-    state: str
 
 
 def agree(folder: Path, codes: Sequence[str], batch: int) -> None:
@@ -273,15 +281,6 @@ def agree(folder: Path, codes: Sequence[str], batch: int) -> None:
             run(2 * batch, compare)
 
 
-def drop(folder: Path) -> None:
-    """Ask the kernel to drop the data from the page cache; works for pages that nobody has mapped."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            handle = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(handle)
-
-
 def look(indices: NDArray[np.int64], records: NDArray[np.float32], models: NDArray[np.float32]) -> None:
     """What a consumer does at least: touch the batch."""
     float(records[0, 0, 0, 0] + models[-1, -1, -1])
@@ -293,22 +292,14 @@ def bench(folder: Path, case: Case, codes: Sequence[str], samples: int, repeats:
     processor: dict[str, list[float]] = {code: [] for code in codes}
     load = os.getloadavg()[0]
     with ExitStack() as stack:
-        # Mapped pages cannot be dropped, so a cold run opens its files itself, and pays for fresh memory too.
-        runs = {
-            code: stack.enter_context(CODES[code](folder, case.batch, case.threads))
-            for code in (codes if case.state == "warm" else ())
-        }
+        runs = {code: stack.enter_context(CODES[code](folder, case.batch, case.threads)) for code in codes}
         for code, run in runs.items():
-            for _ in range(WARM_UPS if code == "hpfwi" else 1):
+            for _ in range(WARM_UPS if code.startswith("hpfwi") else 1):
                 run(min(samples, MOST.get(code, samples)), look)
         for repeat in range(repeats):
             for code in list(codes) if repeat % 2 == 0 else list(codes)[::-1]:
-                if case.state == "cold":
-                    drop(folder)
                 begin, begin_processor = time.perf_counter(), time.process_time()
-                with ExitStack() as cold:
-                    run = runs.get(code) or cold.enter_context(CODES[code](folder, case.batch, case.threads))
-                    read = run(min(samples, MOST.get(code, samples)), look)
+                read = runs[code](min(samples, MOST.get(code, samples)), look)
                 seconds, used = time.perf_counter() - begin, time.process_time() - begin_processor
                 wall[code].append(read / seconds)
                 processor[code].append(1e3 * used / read)
@@ -317,7 +308,6 @@ def bench(folder: Path, case: Case, codes: Sequence[str], samples: int, repeats:
     return {
         "batch": case.batch,
         "threads": case.threads,
-        "state": case.state,
         "load": load,
         "samples_per_s": wall,
         "median_samples_per_s": middle,
@@ -358,12 +348,12 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         shown = "  ".join(f"{ratio:>7.2f}" if ratio else " " * 7 for ratio in ratios)
         spent = result["processor_ms_per_sample"][code]
         yield (
-            f"{result['state']:>5}  {result['batch']:>5}  {result['threads']:>7}  {code:<15}{rate:>10.0f}  "
+            f"{result['batch']:>5}  {result['threads']:>7}  {code:<15}{rate:>10.0f}  "
             f"{spread / 2:>7.0f}  {spent:>6.2f}  {shown}"
         )
 
 
-HEADER = "state  batch  threads  code            samples/s        ±  cpu ms    ratio  fastest      cpu"  # of one sample
+HEADER = "batch  threads  code            samples/s        ±  cpu ms    ratio  fastest      cpu"  # of one sample
 
 
 def conditions(threads: Sequence[int], samples: int) -> dict[str, str]:
@@ -383,7 +373,6 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400, help="pairs of 1.42 MB, each format holds them all (400)")
     parser.add_argument("--batches", nargs="+", type=int, default=[20, 64, 256], help="batch sizes (20 64 256)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="reader threads (1 2)")
-    parser.add_argument("--states", nargs="+", choices=["warm", "cold"], default=["warm"], help="page cache (warm)")
     parser.add_argument("--codes", nargs="+", choices=list(CODES), default=list(CODES))
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats (5)")
     parser.add_argument("--folder", type=Path, help="where the data go, and are deleted from (a temporary folder)")
@@ -407,17 +396,16 @@ def main() -> None:
                 f"first batch of {one['batch']}: {one['open_to_batch_s']:.2f} s and {one['imports_s']:.1f} s of imports"
             )
         print(HEADER)
-        for state in options.states:
-            for threads in options.threads:
-                for batch in options.batches:
-                    timed = [
-                        code
-                        for code in codes
-                        if batch <= MOST.get(code, batch) and (threads == options.threads[0] or code in THREADED)
-                    ]
-                    result = bench(folder, Case(batch, threads, state), timed, options.samples, options.repeats)
-                    print(*lines(result), sep="\n", flush=True)
-                    results.append(result)
+        for threads in options.threads:
+            for batch in options.batches:
+                timed = [
+                    code
+                    for code in codes
+                    if batch <= MOST.get(code, batch) and (threads == options.threads[0] or code in THREADED)
+                ]
+                result = bench(folder, Case(batch, threads), timed, options.samples, options.repeats)
+                print(*lines(result), sep="\n", flush=True)
+                results.append(result)
     hardware = re.sub(r"[^a-z0-9]+", "-", f"{about['cpu']} {about['cores']} cores".lower()).strip("-")
     path = options.json or RESULTS / f"loading_{hardware}_{date.today().isoformat()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
@@ -275,18 +276,22 @@ class Batches:
         except ConfigError:
             self._free.append(buffer)
             raise
-        # Neighbours on the disk are read one after another, whatever their place in the batch.
-        rows = np.argsort(indices, kind="stable")
-        parts = [part for part in np.array_split(rows, self._settings.threads) if len(part)]
-        return _Reading(buffer, indices, [self._pool.submit(self._read, buffer, indices, part) for part in parts])
+        # Neighbours on the disk are read one after another, whatever their place in the batch. Lists, because numpy
+        # lets go of the interpreter on the way and would queue for it behind the readers.
+        samples = indices.tolist()
+        rows = sorted(range(len(samples)), key=samples.__getitem__)
+        threads = min(self._settings.threads, len(rows))
+        cuts = [len(rows) * part // threads for part in range(threads + 1)]
+        parts = [[(row, samples[row]) for row in rows[first:last]] for first, last in pairwise(cuts)]
+        return _Reading(buffer, indices, [self._pool.submit(self._read, buffer, part) for part in parts])
 
-    def _read(self, buffer: _Buffer, indices: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        """Read some rows of a slice; runs in a thread of the pool."""
+    def _read(self, buffer: _Buffer, places: Sequence[tuple[int, int]]) -> None:
+        """Read some (row, sample) of a slice; runs in a thread of the pool."""
         if buffer.copied is not None:
             buffer.copied.synchronize()
         records, models = buffer.records.numpy(), buffer.models.numpy()
-        for row in rows:
-            self._store.read_into(int(indices[row]), records[row], models[row, 0])
+        for row, sample in places:
+            self._store.read_into(sample, records[row], models[row, 0])
 
     def _forget(self, key: Key | None) -> None:
         """Give up a slice that was requested and not taken; None means the oldest one."""
