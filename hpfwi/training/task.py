@@ -199,7 +199,9 @@ class TrainingTask:
         settings = self.settings
         edges = self._edges(taken.models)
         target = scale_of(settings, taken.models).normalised(taken.models)
-        records = taken.records + self._noise(taken) if settings.records_noise else taken.records
+        records = taken.records
+        if settings.records_noise:
+            records = records + noise_of(settings.seed, taken, settings.records_noise)
         assert self._step is not None
         moves = not isinstance(replica, VelocityGan) or self._generator_moves(self._step)
         with torch.set_grad_enabled(moves):
@@ -228,11 +230,6 @@ class TrainingTask:
         if not needs_edges(self.settings.loss):
             return None
         return torch.from_numpy(edge_masks(models_mps[:, 0].cpu().numpy())).to(self.device)
-
-    def _noise(self, taken: Slice) -> torch.Tensor:
-        generator = _generator(self.settings.seed, taken, stream=0)
-        noise = torch.randn(taken.records.shape, generator=generator) * self.settings.records_noise
-        return noise.to(self.device)
 
     def _generator_moves(self, step: int) -> bool:
         return generator_moves(
@@ -276,6 +273,12 @@ def slice_sizes(config: TrainConfig) -> list[int]:
     settings = config.training
     whole = np.arange(settings.batch)
     return [len(slice_of(whole, slot, settings.slices)) for slot in range(settings.slices)]
+
+
+def noise_of(seed: int, taken: Slice, std: float) -> torch.Tensor:
+    """Gaussian noise for the records of a slice, of their shape and on their device, the same wherever it is drawn."""
+    noise = torch.randn(taken.records.shape, generator=_generator(seed, taken, stream=0)) * std
+    return noise.to(taken.records.device)
 
 
 def _generator(seed: int, taken: Slice, *, stream: int) -> torch.Generator:

@@ -16,12 +16,13 @@ from hpfwi.errors import ConfigError, DataError, NumericsError
 from hpfwi.networks.build import build_network
 from hpfwi.networks.velocitygan import VelocityGan
 from hpfwi.store.openfwi import PairStore, create_pairs
+from hpfwi.training.batches import Slice
 from hpfwi.training.edges import edge_masks
 from hpfwi.training.losses import loss_terms
 from hpfwi.training.published import published_recipe
 from hpfwi.training.replicas import statistics_of, take_total, trained_parameters, weights_of
 from hpfwi.training.settings import TrainConfig, is_training, load_train_config, resolved, samples_of
-from hpfwi.training.task import TrainingTask, slice_sizes
+from hpfwi.training.task import TrainingTask, noise_of, slice_sizes
 
 RECORDS, MODEL, SAMPLES, TRAIN = (3, 40, 16), (11, 15), 24, 20
 NAMES = ("dx_m", "dz_m", "dt_s", "peak_hz", "sources_m", "receivers_m", "records_unit")
@@ -171,6 +172,18 @@ def test_noise_is_added_to_training_records_and_to_no_others(make: Callable[...,
     for task in (quiet, noisy):
         task.begin(None)
     assert quiet.judge(0) == noisy.judge(0)
+
+
+def test_every_slice_has_noise_of_its_own() -> None:
+    records = torch.zeros(2, 3, 50, 20)
+    places = [(7, 0, 0, 0), (8, 0, 0, 0), (7, 1, 0, 0), (7, 0, 1, 0), (7, 0, 0, 1)]
+    drawn = [
+        noise_of(seed, Slice(epoch, number, slot, np.arange(2), records, records), 0.3).flatten()
+        for seed, epoch, number, slot in places
+    ]
+    # 6000 values: correlations within 5 / sqrt(6000), the deviation within 5 / sqrt(2 x 6000) of itself.
+    assert torch.corrcoef(torch.stack(drawn)).fill_diagonal_(0).abs().max() < 0.065
+    assert float(drawn[0].std()) == pytest.approx(0.3, rel=0.046)
 
 
 def test_statistics_of_any_size_leave_the_gradients_their_digits() -> None:
