@@ -3,8 +3,8 @@
 A shard file holds the chunks of its samples one after another, then an index of two little-endian uint64 per sample
 (offset, bytes; twice 2^64 - 1 where a sample is absent) and the CRC-32C of that index: the `sharding_indexed` codec of
 the Zarr v3 specification with its index at the end. zarr-python reads these files; hpfwi reads them itself, because a
-sample is then one copy into memory that is there already, from any number of threads. The copy is a `preadv`, or one
-out of the mapped file: the latter takes a quarter less time once every page was touched, the former less before that.
+sample is then one copy into memory that is there already, from any number of threads: a `preadv`, or a copy out of the
+mapped file where that is expected to stay in the page cache (`benchmarks/loading.py` times both).
 """
 
 from __future__ import annotations
