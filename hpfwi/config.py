@@ -43,6 +43,9 @@ FILE_OPTIONS: dict[str, tuple[str, ...]] = {
     "model.initial": ("smooth", "linear", "constant"),
     "source.wavelet": ("ricker",),
     "data.observed": (),
+    "modelling.density": ("gardner",),
+    "modelling.shear_velocity": (),
+    "modelling.quality_factor": (),
 }
 """Options whose value may be a file, and the words that are not one. Relative files are made absolute on loading."""
 
