@@ -270,6 +270,7 @@ def test_memory_is_chosen_for_the_budget_and_leaves_the_gradient_as_it_is() -> N
     for engine in (ample, tight):
         velocity = torch.tensor(MODEL.velocity, requires_grad=True)
         engine.predict(velocity, [0, 1]).square().sum().backward()
+        assert velocity.grad is not None
         gradients.append(velocity.grad)
     assert torch.equal(gradients[0], gradients[1])
     with pytest.raises(KernelError, match=r"needs .* MB in mode 'store' or .* in mode 'checkpoint' or .*'boundary'"):
