@@ -69,20 +69,22 @@ def cpml_profiles(
 
 
 def sponge_damping(
-    shape: tuple[int, int],
-    widths: tuple[int, int, int, int],
+    shape: tuple[int, ...],
+    widths: tuple[int, ...],
     *,
-    spacing_m: tuple[float, float],
+    spacing_m: tuple[float, ...],
     dt_s: float,
     min_velocity_mps: float,
 ) -> NDArray[np.float64]:
-    """Damping k = D dt per padded cell, float64[z, x], for the step p+ = c·lap(p) + (2 - k) p - (1 - k) p-.
+    """Damping k = D dt per padded cell, float64[z, x] or [z, y, x], for p+ = c·lap(p) + (2 - k) p - (1 - k) p-.
 
     D = kappa (i / (W - 1))², i = 0 at the cell next to the model and W - 1 at the outer edge of a layer W cells wide,
     with kappa = 3 v_min ln(1e7) / (2 (W - 1) h): the profile behind OpenFWI's records. The left and right layers run
-    the whole height; the top and bottom layers fill between them, so corners take the lateral value.
+    the whole height; the top and bottom layers fill between them, so corners take the lateral value. In three
+    dimensions the front and back layers come between: where layers meet, the later axis counts.
+
+    widths  cells of the layer at the low and the high end of every axis
     """
-    top, bottom, left, right = widths
 
     def ramp(width: int, h: float) -> NDArray[np.float64]:
         if width < 2:
@@ -92,8 +94,9 @@ def sponge_damping(
         return kappa * (np.arange(width) / (width - 1)) ** 2 * dt_s
 
     damping = np.zeros(shape)
-    damping[:top, :] = ramp(top, spacing_m[0])[::-1, None]
-    damping[shape[0] - bottom :, :] = ramp(bottom, spacing_m[0])[:, None]
-    damping[:, :left] = ramp(left, spacing_m[1])[None, ::-1]
-    damping[:, shape[1] - right :] = ramp(right, spacing_m[1])[None, :]
+    for axis, h in enumerate(spacing_m):
+        low, high = widths[2 * axis : 2 * axis + 2]
+        lines = np.moveaxis(damping, axis, -1)
+        lines[..., :low] = ramp(low, h)[::-1]
+        lines[..., shape[axis] - high :] = ramp(high, h)
     return damping

@@ -1,4 +1,4 @@
-"""The 2-D scalar acoustic propagator: see README.md for equations, discretisation and adjoint."""
+"""The 2-D and 3-D scalar acoustic propagator: see README.md for equations, discretisation and adjoint."""
 
 from hpfwi_kernels.acoustic.memory import Choice, Memory, choose, peak_bytes
 from hpfwi_kernels.acoustic.op import propagate

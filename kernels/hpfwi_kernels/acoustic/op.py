@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hpfwi_kernels.acoustic import cpu
+from hpfwi_kernels.acoustic import cpu, cpu_3d
 from hpfwi_kernels.acoustic.memory import STORE, Memory
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
@@ -27,7 +27,7 @@ def propagate(
 ) -> Tensor:
     """Record pressure at the receivers of every shot.
 
-    velocity    float32 or float64 [z, x] for all shots or [shot, z, x], m/s
+    velocity    float32 or float64 [z, x] for all shots or [shot, z, x], m/s; [z, y, x] where spacing_m has three sizes
     wavelet     same dtype [shot, source, time], Pa/m², the f of (1/v²) u_tt = lap u + f at the source's cell
     sources     one set of taps per shot and source        receivers   one per shot and receiver
     threads     shots run at the same time; the bits do not depend on it
@@ -63,7 +63,7 @@ class _Propagate(torch.autograd.Function):
         memory: Memory,
         store: bool,
     ) -> Tensor:
-        records, stored = cpu.forward(
+        records, stored = (cpu_3d if scheme.dimensions == 3 else cpu).forward(
             velocity.detach().numpy(),
             wavelet.detach().numpy(),
             sources,
@@ -85,7 +85,7 @@ class _Propagate(torch.autograd.Function):
     def backward(ctx: Any, record_gradient: Tensor) -> tuple[Tensor | None, ...]:
         velocity, wavelet, stored = ctx.saved_tensors
         sources, receivers, scheme, threads, pool, memory = ctx.rest
-        velocity_gradient, wavelet_gradient = cpu.gradient(
+        velocity_gradient, wavelet_gradient = (cpu_3d if scheme.dimensions == 3 else cpu).gradient(
             velocity.detach().numpy(),
             wavelet.detach().numpy(),
             sources,

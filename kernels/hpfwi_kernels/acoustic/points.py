@@ -13,6 +13,7 @@ from scipy.special import i0
 
 from hpfwi_kernels.errors import GeometryError
 
+AXES = {2: ("z", "x"), 3: ("z", "y", "x")}
 HALF_WIDTH = 4
 KAISER_B = 6.31
 
@@ -21,14 +22,14 @@ KAISER_B = 6.31
 class Points:
     """Taps of every point of every shot.
 
-    cells    int64[shot, point, tap, 2]    row and column in the model; outside it in the absorbing layer
-    weights  float64[shot, point, tap]     0 for an unused tap; a point whose taps are all unused is absent
-    shape    rows and columns of the model the points were made for
+    cells    int64[shot, point, tap, axis]   (z, x) or (z, y, x) in the model; outside it in the absorbing layer
+    weights  float64[shot, point, tap]       0 for an unused tap; a point whose taps are all unused is absent
+    shape    cells of the model the points were made for, along each axis
     """
 
     cells: NDArray[np.int64]
     weights: NDArray[np.float64]
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
     @property
     def shots(self) -> int:
@@ -45,10 +46,10 @@ class Points:
         return Points(self.cells[shots], self.weights[shots], self.shape)
 
 
-def on_grid(cells: NDArray, shape: tuple[int, int]) -> Points:
+def on_grid(cells: NDArray, shape: tuple[int, ...]) -> Points:
     """Points that lie on cells.
 
-    cells   integers[shot, point, 2], row and column
+    cells   integers[shot, point, axis], (z, x) or (z, y, x)
     raises  GeometryError: a cell outside a model of `shape` cells, named with its shot
     """
     cells = np.asarray(cells)
@@ -57,41 +58,45 @@ def on_grid(cells: NDArray, shape: tuple[int, int]) -> Points:
     return off_grid(cells.astype(np.float64), shape, free_surface=False)
 
 
-def off_grid(positions: NDArray[np.float64], shape: tuple[int, int], *, free_surface: bool) -> Points:
+def off_grid(positions: NDArray[np.float64], shape: tuple[int, ...], *, free_surface: bool) -> Points:
     """Points anywhere inside the model.
 
-    positions     float64[shot, point, 2], row and column in cells, fractions allowed; NaN marks an absent point
+    positions     float64[shot, point, axis], (z, x) or (z, y, x) in cells, fractions allowed; NaN marks an absent point
     free_surface  taps above the first row fold back with the opposite sign, as the field is odd about it
     raises        GeometryError: a position outside a model of `shape` cells, named with its shot
     """
     positions = np.asarray(positions, dtype=np.float64)
-    if positions.ndim != 3 or positions.shape[2] != 2:
-        raise GeometryError(f"Positions of shape {positions.shape} must be [shot, point, 2] with (z, x) last.")
+    names = AXES.get(len(shape), AXES[2])
+    if positions.ndim != 3 or positions.shape[2] != len(names):
+        raise GeometryError(
+            f"Positions of shape {positions.shape} must be [shot, point, {len(names)}] with ({', '.join(names)}) last."
+        )
     absent = np.asarray(np.isnan(positions).any(axis=2))
     beyond = (positions < 0) | (positions > np.array(shape) - 1)
     outside = np.asarray(~absent & beyond.any(axis=2))
     if outside.any():
         shot, point = np.argwhere(outside)[0]
-        z, x = positions[shot, point]
+        place = ", ".join(f"{name}={value:g}" for name, value in zip(names, positions[shot, point], strict=True))
+        bounds = " and ".join(f"0 <= {name} <= {cells - 1}" for name, cells in zip(names, shape, strict=True))
         raise GeometryError(
-            f"Point {point} of shot {shot} lies at cell (z={z:g}, x={x:g}), outside the model of {shape[0]} x "
-            f"{shape[1]} cells; move it to 0 <= z <= {shape[0] - 1} and 0 <= x <= {shape[1] - 1}."
+            f"Point {point} of shot {shot} lies at cell ({place}), outside the model of "
+            f"{' x '.join(map(str, shape))} cells; move it to {bounds}."
         )
     filled = np.where(absent[..., None], 0.0, positions)
-    rows, row_weights = _axis_taps(filled[..., 0])
-    columns, column_weights = _axis_taps(filled[..., 1])
-    shots, points = absent.shape
-    taps = rows.shape[2] * columns.shape[2]
-    cells = np.empty((shots, points, taps, 2), np.int64)
-    cells[..., 0] = np.repeat(rows, columns.shape[2], axis=2)
-    cells[..., 1] = np.tile(columns, (1, 1, rows.shape[2]))
-    weights = (row_weights[:, :, :, None] * column_weights[:, :, None, :]).reshape(shots, points, taps)
+    cells, weights = _axis_taps(filled[..., 0])
+    cells = cells[..., None]
+    for axis in range(1, len(names)):
+        more, more_weights = _axis_taps(filled[..., axis])
+        before, along = weights.shape[2], more.shape[2]
+        repeated = np.repeat(cells, along, axis=2)
+        cells = np.concatenate([repeated, np.tile(more, (1, 1, before))[..., None]], axis=3)
+        weights = (weights[:, :, :, None] * more_weights[:, :, None, :]).reshape(*absent.shape, before * along)
     if free_surface:
         above = cells[..., 0] < 0
         weights = np.where(above, -weights, weights)
         cells[..., 0] = np.abs(cells[..., 0])
     weights = np.where(absent[..., None], 0.0, weights)
-    return Points(cells, weights, (shape[0], shape[1]))
+    return Points(cells, weights, tuple(shape))
 
 
 def _axis_taps(position: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -4,7 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpfwi_kernels import buffers
-from hpfwi_kernels.absorbing import Profiles
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, require_fitting, upsample
@@ -23,9 +22,10 @@ def forward(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Record pressure at the receivers of every shot.
 
-    velocity   [z, x] or [shot, z, x], m/s          wavelet   [shot, source, time], Pa/m²
+    velocity   [z, x] or [shot, z, x], in 3-D [z, y, x] or [shot, z, y, x], m/s
+    wavelet    [shot, source, time], Pa/m²
     store      also keep what `gradient` needs      threads   accepted for the common signature; one is used
-    returns    float64[shot, receiver, time] in Pa, and float64[shot, step, z, x] (padded) or None
+    returns    float64[shot, receiver, time] in Pa, and float64[shot, step, padded cells] or None
     raises     ModelError, GeometryError, StabilityError before any work
     """
     setup = prepare(velocity, wavelet, sources, receivers, scheme)
@@ -72,7 +72,7 @@ def gradient(
 
 
 class _Differences:
-    """D1 and D2 of guarded arrays [z + 2R, x + 2R]; results cover the cells inside the guard."""
+    """D1 and D2 of arrays with a guard of R cells on every side; results cover the cells inside the guard."""
 
     def __init__(self, scheme: Scheme) -> None:
         self.radius = scheme.radius
@@ -100,6 +100,9 @@ class _Differences:
         )
         return np.asarray(total) / self.spacing[axis] ** 2
 
+    def laplacian(self, field: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(sum(self.second(field, axis) for axis in range(field.ndim)))
+
 
 def _guarded(inner: NDArray[np.float64], scheme: Scheme) -> NDArray[np.float64]:
     """The array inside a guard of R zero cells; above a free surface the guard is the odd image."""
@@ -111,19 +114,18 @@ def _guarded(inner: NDArray[np.float64], scheme: Scheme) -> NDArray[np.float64]:
 
 
 def _axes(setup: Setup) -> list[tuple[int, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
-    """Axis, a, b and b' of every axis with a C-PML, the profiles shaped to broadcast over [z, x]."""
+    """Axis, a, b and b' of every axis with a C-PML, the profiles shaped to broadcast over the padded cells."""
     axes = []
-    for axis, profiles in ((0, setup.vertical), (1, setup.horizontal)):
-        if isinstance(profiles, Profiles):
-            shape = (-1, 1) if axis == 0 else (1, -1)
-            a, b, slope = (part.reshape(shape) for part in (profiles.decay, profiles.gain, profiles.slope))
-            axes.append((axis, a, b, slope))
+    for axis, profiles in enumerate(setup.profiles or ()):
+        shape = [-1 if other == axis else 1 for other in range(len(setup.shape))]
+        a, b, slope = (part.reshape(shape) for part in (profiles.decay, profiles.gain, profiles.slope))
+        axes.append((axis, a, b, slope))
     return axes
 
 
 def _sample(field: NDArray[np.float64], taps: Taps, out: NDArray[np.float64]) -> None:
     out[:] = 0.0
-    np.add.at(out, taps.point, taps.weight * field[taps.row, taps.column])
+    np.add.at(out, taps.point, taps.weight * field[taps.cell])
 
 
 def _march(
@@ -147,7 +149,7 @@ def _march(
         field = _guarded(now, scheme)
         bracket = np.zeros(setup.shape)
         if setup.damping is not None:
-            bracket = differences.second(field, 0) + differences.second(field, 1)
+            bracket = differences.laplacian(field)
         for k, (axis, a, b, slope) in enumerate(axes):
             q = differences.first(field, axis)
             t = (1 + b) * differences.second(field, axis) + slope * q
@@ -157,7 +159,7 @@ def _march(
             zeta[k] = b * t + a * zeta[k]
         if stored is not None and step % scheme.store_every == 0:
             stored[step // scheme.store_every] = bracket
-        np.add.at(bracket, (source.row, source.column), source.weight * drive[source.point, step])
+        np.add.at(bracket, source.cell, source.weight * drive[source.point, step])
         after = factor * bracket + (2 * now - before)
         if setup.damping is not None:
             after -= setup.damping * (now - before)
@@ -174,7 +176,7 @@ def _march_back(
     drive_gradient: NDArray[np.float64],
     steps: int,
 ) -> NDArray[np.float64]:
-    """Sum over time of mu w, [z, x] padded; dL/dv is 2/v times that. Fills the gradient of the inner wavelet."""
+    """Sum over time of mu w on the padded cells; dL/dv is 2/v times that. Fills the gradient of the inner wavelet."""
     differences = _Differences(scheme)
     factor = setup.factor[shot if setup.factor.shape[0] > 1 else 0]
     source, receiver = setup.sources[shot], setup.receivers[shot]
@@ -186,17 +188,13 @@ def _march_back(
     total = np.zeros(setup.shape)
     for step in reversed(range(steps)):
         _sample(mu, source, drive_gradient[:, step])
-        np.add.at(
-            total,
-            (source.row, source.column),
-            source.weight * mu[source.row, source.column] * drive[source.point, step],
-        )
+        np.add.at(total, source.cell, source.weight * mu[source.cell] * drive[source.point, step])
         if step % scheme.store_every == 0:
             total += scheme.store_every * mu * stored[step // scheme.store_every]
         field = _guarded(mu, scheme)
         bracket = np.zeros(setup.shape)
         if setup.damping is not None:
-            bracket = differences.second(field, 0) + differences.second(field, 1)
+            bracket = differences.laplacian(field)
         for k, (axis, a, b, slope) in enumerate(axes):
             t = (1 + b) * mu + b * z[k]
             bracket += differences.second(_guarded((1 + b) * t, scheme), axis)
@@ -206,7 +204,7 @@ def _march_back(
         before = factor * bracket + (2 * mu - after)
         if setup.damping is not None:
             before -= setup.damping * (mu - after)
-        at = (receiver.row, receiver.column)
+        at = receiver.cell
         np.add.at(before, at, factor[at] * receiver.weight * residual[receiver.point, step])
         mu, after = before, mu
     return total

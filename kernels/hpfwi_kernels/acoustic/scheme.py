@@ -7,22 +7,26 @@ from typing import Literal
 from hpfwi_kernels.errors import ModelError
 from hpfwi_kernels.stencils import require_order
 
+# Number and names of the sides of a model, by its dimensions.
+SIDES = {2: ("four", "top, bottom, left, right"), 3: ("six", "top, bottom, front, back, left, right")}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """Discretisation of the 2-D scalar wave equation; frozen, checked on construction.
+    """Discretisation of the scalar wave equation in two or three dimensions; frozen, checked on construction.
 
     Raises ModelError with the value, the limit and the remedy when a setting makes no sense.
     """
 
-    spacing_m: tuple[float, float]
-    """Cell size (dz, dx) in m."""
+    spacing_m: tuple[float, ...]
+    """Cell size (dz, dx) or (dz, dy, dx) in m; how many there are is the number of dimensions."""
     dt_s: float
     """Sample interval of wavelet and records in s; the inner time step is dt_s / substeps."""
     order: int
     """Spatial order: 2, 4, 6 or 8."""
-    absorbing: tuple[int, int, int, int]
-    """Width of the absorbing layer in cells: top, bottom, left, right. A side of width 0 reflects (u = 0 outside)."""
+    absorbing: tuple[int, ...]
+    """Width of the absorbing layer in cells: top, bottom, left, right; in 3-D top, bottom, front (low y), back,
+    left, right. A side of width 0 reflects (u = 0 outside)."""
     boundary: Literal["cpml", "sponge"]
     """What absorbs: the convolutional PML, or the sponge OpenFWI's records were made with."""
     free_surface: bool
@@ -40,18 +44,18 @@ class Scheme:
 
     def __post_init__(self) -> None:
         require_order(self.order)
+        if len(self.spacing_m) not in SIDES:
+            raise ModelError(f"spacing_m={self.spacing_m} must be the cell size (dz, dx) or (dz, dy, dx) in m.")
         for name, value in (
-            ("spacing_m[0]", self.spacing_m[0]),
-            ("spacing_m[1]", self.spacing_m[1]),
+            *((f"spacing_m[{axis}]", size) for axis, size in enumerate(self.spacing_m)),
             ("dt_s", self.dt_s),
             ("max_velocity_mps", self.max_velocity_mps),
         ):
             if not (math.isfinite(value) and value > 0):
                 raise ModelError(f"{name}={value!r} must be a positive number.")
-        if len(self.absorbing) != 4 or min(self.absorbing) < 0:
-            raise ModelError(
-                f"absorbing={self.absorbing} must be four widths in cells (top, bottom, left, right), none below 0."
-            )
+        how_many, sides = SIDES[len(self.spacing_m)]
+        if len(self.absorbing) != 2 * len(self.spacing_m) or min(self.absorbing) < 0:
+            raise ModelError(f"absorbing={self.absorbing} must be {how_many} widths in cells ({sides}), none below 0.")
         if self.boundary not in ("cpml", "sponge"):
             raise ModelError(f'boundary="{self.boundary}" is not available; use "cpml" or "sponge".')
         if self.free_surface and self.absorbing[0] != 0:
@@ -68,6 +72,16 @@ class Scheme:
                 raise ModelError(f"{name}={count!r} must be a whole number of at least 1.")
 
     @property
+    def dimensions(self) -> int:
+        """2 for models [z, x], 3 for models [z, y, x]."""
+        return len(self.spacing_m)
+
+    @property
+    def widths(self) -> tuple[tuple[int, int], ...]:
+        """Width of the absorbing layer at the low and the high end of every axis, in cells."""
+        return tuple(zip(self.absorbing[::2], self.absorbing[1::2], strict=True))
+
+    @property
     def radius(self) -> int:
         """Reach of the stencil in cells."""
         return self.order // 2
@@ -77,10 +91,9 @@ class Scheme:
         """Time step of the recursion in s."""
         return self.dt_s / self.substeps
 
-    def padded(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Cells of a [z, x] model together with its absorbing layers."""
-        top, bottom, left, right = self.absorbing
-        return shape[0] + top + bottom, shape[1] + left + right
+    def padded(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Cells of a model of that shape together with its absorbing layers."""
+        return tuple(cells + low + high for cells, (low, high) in zip(shape, self.widths, strict=True))
 
     def stored_steps(self, samples: int) -> int:
         """Number of wavefields kept for the velocity gradient of a record of that many samples."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpfwi_kernels.absorbing import Profiles, cpml_profiles, sponge_damping
-from hpfwi_kernels.acoustic.points import Points
+from hpfwi_kernels.acoustic.points import AXES, Points
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.errors import GeometryError, ModelError
 from hpfwi_kernels.stability import require_stable
@@ -17,56 +17,71 @@ class Taps:
     """The used taps of one shot's points in padded cells.
 
     point   int64[tap]     index of the point
-    row     int64[tap]     row of the padded model
-    column  int64[tap]     column of the padded model
+    cell    int64[tap] for each axis: the cell of the padded model, as NumPy takes it for an index
     weight  float64[tap]
     """
 
     point: NDArray[np.int64]
-    row: NDArray[np.int64]
-    column: NDArray[np.int64]
+    cell: tuple[NDArray[np.int64], ...]
     weight: NDArray[np.float64]
+
+    @property
+    def row(self) -> NDArray[np.int64]:
+        """Index along the first axis, z."""
+        return self.cell[0]
+
+    @property
+    def column(self) -> NDArray[np.int64]:
+        """Index along the last axis, x."""
+        return self.cell[-1]
 
 
 @dataclass(frozen=True, eq=False)
 class Setup:
     """One call's constants, in float64.
 
-    velocity  float64[model, z, x]   padded, one model for all shots or one per shot
-    factor    float64[model, z, x]   c = v² dt², zero on the free surface
-    vertical, horizontal             C-PML profiles of the padded axes, None under a sponge
-    damping   float64[z, x] or None  sponge
+    velocity  float64[model, z, x] or [model, z, y, x]   padded, one model for all shots or one per shot
+    factor    the same                                   c = v² dt², zero on the free surface
+    profiles  C-PML profiles of every padded axis, None under a sponge
+    damping   float64[z, x] or [z, y, x], or None        sponge
     """
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     velocity: NDArray[np.float64]
     factor: NDArray[np.float64]
-    vertical: Profiles | None
-    horizontal: Profiles | None
+    profiles: tuple[Profiles, ...] | None
     damping: NDArray[np.float64] | None
     sources: list[Taps]
     receivers: list[Taps]
+
+    @property
+    def vertical(self) -> Profiles | None:
+        """C-PML profiles along z, None under a sponge."""
+        return self.profiles[0] if self.profiles else None
+
+    @property
+    def horizontal(self) -> Profiles | None:
+        """C-PML profiles along x, None under a sponge."""
+        return self.profiles[-1] if self.profiles else None
 
 
 def prepare(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Points, scheme: Scheme) -> Setup:
     """Check the input and build what the time loop needs.
 
-    velocity  [z, x] or [shot, z, x], m/s     wavelet  [shot, source, time]
+    velocity  [z, x] or [shot, z, x], in 3-D [z, y, x] or [shot, z, y, x], m/s     wavelet  [shot, source, time]
     raises    ModelError: NaN or wrong shapes; GeometryError: a shot without sources or receivers; StabilityError
     """
     _require_shapes(velocity, wavelet, sources, receivers, scheme)
-    models = np.asarray(velocity, np.float64).reshape(-1, *velocity.shape[-2:])
+    models = np.asarray(velocity, np.float64).reshape(-1, *velocity.shape[-scheme.dimensions :])
     require_stable(float(np.abs(models).max()), scheme.dt_s, scheme.spacing_m, scheme.order, scheme.substeps)
-    top, bottom, left, right = scheme.absorbing
-    padded = np.pad(models, ((0, 0), (top, bottom), (left, right)), mode="edge")
+    padded = np.pad(models, ((0, 0), *scheme.widths), mode="edge")
     factor = padded**2 * scheme.inner_dt_s**2
     if scheme.free_surface:
-        factor[:, 0, :] = 0.0
+        factor[:, 0] = 0.0
     shape = padded.shape[1:]
-    vertical = horizontal = damping = None
+    profiles = damping = None
     if scheme.boundary == "cpml":
-        vertical = _cpml(scheme, 0, shape[0], top, bottom)
-        horizontal = _cpml(scheme, 1, shape[1], left, right)
+        profiles = tuple(_cpml(scheme, axis, cells) for axis, cells in enumerate(shape))
     else:
         assert scheme.min_velocity_mps is not None  # checked by Scheme
         damping = sponge_damping(
@@ -78,11 +93,10 @@ def prepare(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Poi
         )
     shots = wavelet.shape[0]
     return Setup(
-        shape=(shape[0], shape[1]),
+        shape=shape,
         velocity=padded,
         factor=factor,
-        vertical=vertical,
-        horizontal=horizontal,
+        profiles=profiles,
         damping=damping,
         sources=[_taps(sources, shot, scheme, shape) for shot in range(shots)],
         receivers=[_taps(receivers, shot, scheme, shape) for shot in range(shots)],
@@ -106,15 +120,14 @@ def require_fitting(
 
 
 def fold_edges(gradient: NDArray[np.float64], scheme: Scheme) -> NDArray[np.float64]:
-    """Transpose of padding by edge replication: float64[..., z, x] with layers to float64[..., z, x] of the model."""
-    top, bottom, left, right = scheme.absorbing
-    rows = gradient[..., top : gradient.shape[-2] - bottom, :].copy()
-    rows[..., 0, :] += gradient[..., :top, :].sum(axis=-2)
-    rows[..., -1, :] += gradient[..., gradient.shape[-2] - bottom :, :].sum(axis=-2)
-    model = rows[..., left : rows.shape[-1] - right].copy()
-    model[..., 0] += rows[..., :left].sum(axis=-1)
-    model[..., -1] += rows[..., rows.shape[-1] - right :].sum(axis=-1)
-    return model
+    """Transpose of padding by edge replication: float64[model, padded cells] to float64[model, the model's cells]."""
+    for axis, (low, high) in enumerate(scheme.widths, start=1):
+        lines = np.moveaxis(gradient, axis, 0)
+        inside = lines[low : len(lines) - high].copy(order="K")
+        inside[0] += lines[:low].sum(axis=0)
+        inside[-1] += lines[len(lines) - high :].sum(axis=0)
+        gradient = np.moveaxis(inside, 0, axis)
+    return gradient
 
 
 def upsample(signal: NDArray, substeps: int) -> NDArray[np.float64]:
@@ -146,22 +159,25 @@ def downsample(signal: NDArray, substeps: int) -> NDArray[np.float64]:
 
 
 def _require_shapes(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Points, scheme: Scheme) -> None:
-    if velocity.ndim not in (2, 3):
-        raise ModelError(f"velocity of shape {velocity.shape} must be [z, x] or [shot, z, x].")
+    dimensions = scheme.dimensions
+    if velocity.ndim not in (dimensions, dimensions + 1):
+        axes = ", ".join(AXES[dimensions])
+        raise ModelError(f"velocity of shape {velocity.shape} must be [{axes}] or [shot, {axes}].")
     if wavelet.ndim != 3:
         raise ModelError(f"wavelet of shape {wavelet.shape} must be [shot, source, time].")
     shots, per_shot, samples = wavelet.shape
     if min(shots, per_shot, samples) < 1:
         raise ModelError(f"wavelet of shape {wavelet.shape} holds nothing: it needs a shot, a source and a sample.")
-    if velocity.ndim == 3 and velocity.shape[0] != shots:
+    if velocity.ndim > dimensions and velocity.shape[0] != shots:
         raise ModelError(
             f"velocity holds {velocity.shape[0]} models for {shots} shots; give one model, or one per shot."
         )
-    if min(velocity.shape[-2:]) < 1:
+    shape = velocity.shape[-dimensions:]
+    if min(shape) < 1:
         raise ModelError(f"velocity of shape {velocity.shape} has no cells.")
-    if scheme.free_surface and velocity.shape[-2] < scheme.order:
+    if scheme.free_surface and shape[0] < scheme.order:
         raise ModelError(
-            f"A model of {velocity.shape[-2]} rows is too thin for a free surface with order {scheme.order}; "
+            f"A model of {shape[0]} rows is too thin for a free surface with order {scheme.order}; "
             f"give it at least {scheme.order} rows."
         )
     if not np.isfinite(velocity).all():
@@ -180,21 +196,20 @@ def _require_shapes(velocity: NDArray, wavelet: NDArray, sources: Points, receiv
     if receivers.shots != shots:
         raise GeometryError(f"Receivers are given for {receivers.shots} shots, sources for {shots}.")
     for points, name in ((sources, "source"), (receivers, "receiver")):
-        if points.shape != velocity.shape[-2:]:
+        if points.shape != shape:
             raise GeometryError(
-                f"The {name}s were placed in a model of {points.shape[0]} x {points.shape[1]} cells and velocity has "
-                f"{velocity.shape[-2]} x {velocity.shape[-1]}; place them in the model that is used."
+                f"The {name}s were placed in a model of {' x '.join(map(str, points.shape))} cells and velocity has "
+                f"{' x '.join(map(str, shape))}; place them in the model that is used."
             )
         used = (points.weights != 0).any(axis=(1, 2))
         if not used.all():
             raise GeometryError(f"Shot {int(np.argmin(used))} has no {name}; drop the shot or give it one.")
 
 
-def _cpml(scheme: Scheme, axis: int, cells: int, low: int, high: int) -> Profiles:
+def _cpml(scheme: Scheme, axis: int, cells: int) -> Profiles:
     return cpml_profiles(
         cells,
-        low,
-        high,
+        *scheme.widths[axis],
         spacing_m=scheme.spacing_m[axis],
         dt_s=scheme.inner_dt_s,
         order=scheme.order,
@@ -204,9 +219,8 @@ def _cpml(scheme: Scheme, axis: int, cells: int, low: int, high: int) -> Profile
 
 
 def _taps(points: Points, shot: int, scheme: Scheme, shape: tuple[int, ...]) -> Taps:
-    rows = points.cells[shot, ..., 0] + scheme.absorbing[0]
-    columns = points.cells[shot, ..., 1] + scheme.absorbing[2]
-    inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
+    cells = points.cells[shot] + np.array(scheme.absorbing[::2])
+    inside = ((cells >= 0) & (cells < np.array(shape))).all(axis=-1)
     used = (points.weights[shot] != 0) & inside
     point, tap = np.nonzero(used)
-    return Taps(point, rows[point, tap], columns[point, tap], points.weights[shot][point, tap])
+    return Taps(point, tuple(cells[point, tap].T), points.weights[shot][point, tap])

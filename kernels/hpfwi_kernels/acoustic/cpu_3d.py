@@ -1,0 +1,383 @@
+"""The Numba implementation in three dimensions: shots in parallel, and the planes of a shot where threads are left."""
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpfwi_kernels import buffers
+from hpfwi_kernels.absorbing import Profiles
+from hpfwi_kernels.acoustic import blocks, loops_3d
+from hpfwi_kernels.acoustic.layout import aligned
+from hpfwi_kernels.acoustic.layout_3d import Layers, Stack, across_profile, adjoint_weights, along_profile, layers
+from hpfwi_kernels.acoustic.memory import STORE, Memory, segments
+from hpfwi_kernels.acoustic.points import Points
+from hpfwi_kernels.acoustic.scheme import Scheme
+from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, require_fitting, upsample
+from hpfwi_kernels.errors import ModelError
+from hpfwi_kernels.stencils import first_derivative, rounded_second_derivative
+
+# Planes of a tile and time steps of a chunk (blocks.py).
+THICKNESS = 4
+LEVELS = 4
+
+
+def forward(
+    velocity: NDArray,
+    wavelet: NDArray,
+    sources: Points,
+    receivers: Points,
+    scheme: Scheme,
+    *,
+    store: bool,
+    threads: int = 1,
+    pool: buffers.Pool | None = None,
+    memory: Memory = STORE,
+) -> tuple[NDArray, NDArray | None]:
+    """Record pressure at the receivers of every shot, in the dtype of velocity.
+
+    velocity   float32 or float64 [z, y, x] or [shot, z, y, x], m/s    wavelet   [shot, source, time], Pa/m²
+    store      also keep what `gradient` needs, in the way that `memory` says: "store" or "checkpoint"
+    threads    shots at a time; what is left over shares out the planes of a shot
+    pool       lends the large buffers; None takes fresh memory
+    returns    [shot, receiver, time] in Pa, and [shot, ...] (this module's own layout) or None
+    raises     ModelError, GeometryError, StabilityError before any work
+    """
+    setup = prepare(velocity, wavelet, sources, receivers, scheme)
+    constants = _constants(setup, scheme, velocity.dtype)
+    dtype = constants.dtype
+    drive = upsample(wavelet, scheme.substeps).astype(dtype)
+    shots, _, steps = drive.shape
+    kept = _kept(constants, scheme, memory, steps, shots, threads)
+    stored = _take(kept.shape if store else (1, 1, 1), kept.brackets if memory.mode == "store" else dtype, pool)
+    records = buffers.zeros((shots, steps, receivers.per_shot), dtype)
+
+    def run(shot: int, workers: int) -> None:
+        fields = constants.fields(constants.sizes, pool)
+        one = constants.shot(setup, shot, drive[shot], pool)
+        keeps = store and memory.mode == "store"
+        for number, part in enumerate(kept.segments):
+            if store and memory.mode == "checkpoint":
+                np.concatenate([fields[k] for k in _STATE], out=stored[shot, number])
+            into = stored[shot] if keeps else kept.nothing
+            _march(constants, scheme, one, fields, one.receiver, records[shot], part, into, keeps, workers)
+
+    for _ in _each_shot(run, shots, threads):
+        pass
+    records = np.ascontiguousarray(downsample(records.transpose(0, 2, 1), scheme.substeps), dtype)
+    return records, stored if store else None
+
+
+def gradient(
+    velocity: NDArray,
+    wavelet: NDArray,
+    sources: Points,
+    receivers: Points,
+    scheme: Scheme,
+    stored: NDArray,
+    record_gradient: NDArray,
+    *,
+    threads: int = 1,
+    pool: buffers.Pool | None = None,
+    memory: Memory = STORE,
+) -> tuple[NDArray, NDArray]:
+    """Apply the transpose of forward's derivative to a gradient with respect to the records.
+
+    stored    what forward kept, with the same `memory` and `threads`          record_gradient   [shot, receiver, time]
+    returns   gradients with respect to velocity and wavelet, in their shapes and velocity's dtype
+
+    Each shot is summed on its own and shots are added in order in float64: the bits do not depend on `threads`.
+    """
+    setup = prepare(velocity, wavelet, sources, receivers, scheme)
+    constants = _constants(setup, scheme, velocity.dtype)
+    stack, dtype = constants.stack, constants.dtype
+    drive = upsample(wavelet, scheme.substeps).astype(dtype)
+    shots, _, steps = drive.shape
+    kept = _kept(constants, scheme, memory, steps, shots, threads)
+    if memory.mode == "store":
+        require_fitting(record_gradient, wavelet, receivers, stored, scheme)
+    if stored.shape != kept.shape:
+        raise ModelError(
+            f"The stored wavefields have shape {stored.shape} and this call keeps {kept.shape}; pass what forward "
+            "returned for the same scheme, memory and threads."
+        )
+    residual = upsample(record_gradient, scheme.substeps) / scheme.substeps
+    residual = np.ascontiguousarray(residual.transpose(0, 2, 1), dtype)
+    drive_gradient = buffers.zeros(drive.shape, dtype)
+    again = memory.mode == "checkpoint"
+
+    def run(shot: int, workers: int) -> NDArray[np.float64]:
+        (total,) = constants.fields((stack.kept,), pool)
+        fields = constants.fields(constants.adjoint_sizes, pool)
+        forward_fields = constants.fields(constants.sizes, pool) if again else []
+        brackets = _take(kept.segment, kept.brackets, pool) if again else stored[shot]
+        one = constants.shot(setup, shot, drive[shot], pool)
+        product = buffers.empty((len(one.source[0]), steps), dtype)
+        nowhere = np.zeros((1, 1), dtype)
+        for number, part in reversed(list(enumerate(kept.segments))):
+            if again:
+                cuts = np.cumsum([len(forward_fields[k]) for k in _STATE])
+                for k, saved in zip(_STATE, np.split(stored[shot, number], cuts[:-1]), strict=True):
+                    forward_fields[k][:] = saved
+                _march(
+                    constants, scheme, one, forward_fields, constants.no_taps, nowhere, part, brackets, True, workers
+                )
+            _march_back(
+                constants, scheme, one, fields, product, drive_gradient[shot], residual[shot], part,
+                brackets, part[0] if again else 0, total, workers,
+            )  # fmt: skip
+        result = fold_edges(stack.inner_of_kept(total)[None].astype(np.float64), scheme)[0] * scheme.store_every
+        # The wavelet acts inside the bracket that c multiplies, at every step whatever store_every is. A tap inside a
+        # layer counts for the edge cell whose velocity the layer repeats.
+        own = (product.astype(np.float64) * drive[shot][one.source[1]]).sum(axis=1)
+        taps = constants.by_plane(setup.sources[shot])
+        edge = (
+            np.clip(cells - low, 0, size - 1)
+            for cells, (low, _), size in zip(taps.cell, scheme.widths, result.shape, strict=True)
+        )
+        np.add.at(result, tuple(edge), own)
+        return result
+
+    model = np.asarray(velocity, np.float64).reshape(-1, *velocity.shape[-3:])
+    total_of_model = np.zeros_like(model)
+    for shot, result in enumerate(_each_shot(run, shots, threads)):
+        total_of_model[shot if velocity.ndim == 4 else 0] += result
+    scale = np.divide(2.0, model, out=np.zeros_like(model), where=model != 0)
+    velocity_gradient = (total_of_model * scale).reshape(velocity.shape)
+    wavelet_gradient = downsample(drive_gradient, scheme.substeps) * scheme.substeps
+    return velocity_gradient.astype(dtype), wavelet_gradient.astype(dtype)
+
+
+# Of the fields of a forward run, those that hold its state at the start of an even step.
+_STATE = (0, 1, 2, 4, 5, 7, 8, 9)
+
+_Taps = tuple[NDArray[np.uint64], NDArray[np.int64], NDArray, NDArray[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Shot:
+    """What the loops of one shot read."""
+
+    factor: NDArray
+    source: _Taps
+    receiver: _Taps
+    drive: NDArray
+
+
+def _march(
+    constants: "_Constants",
+    scheme: Scheme,
+    shot: _Shot,
+    fields: list[NDArray],
+    receiver: _Taps,
+    records: NDArray,
+    part: tuple[int, int],
+    brackets: NDArray,
+    keeps: bool,
+    workers: int,
+) -> None:
+    """Run the steps of a part forward."""
+    begin, end = part
+    where, numbers = constants.places(constants.near)
+
+    def block(first_tile: int, last_tile: int, first: int, levels: int) -> None:
+        u, v, *memory = fields
+        loops_3d.march(
+            u, v, shot.factor, constants.damping, constants.scratch(constants.near), *memory, *constants.profiles,
+            *where, numbers, *constants.second, *constants.first, constants.reach,
+            scheme.boundary == "sponge", scheme.free_surface,
+            *shot.source, shot.drive, *receiver, records,
+            brackets, keeps, scheme.store_every, begin, constants.plan.spans, first_tile, last_tile, begin + first,
+            levels,
+        )  # fmt: skip
+
+    blocks.run(block, constants.plan, end - begin, workers)
+
+
+def _march_back(
+    constants: "_Constants",
+    scheme: Scheme,
+    shot: _Shot,
+    fields: list[NDArray],
+    product: NDArray,
+    drive_gradient: NDArray,
+    residual: NDArray,
+    part: tuple[int, int],
+    brackets: NDArray,
+    first_bracket: int,
+    total: NDArray,
+    workers: int,
+) -> None:
+    """Run the adjoint over the steps of a part, last step first."""
+    after = len(residual) - part[1]
+    where, numbers = constants.places(constants.far)
+    profiles = constants.profiles[0], constants.profiles[3], *constants.profiles[6:]
+
+    def block(first_tile: int, last_tile: int, first: int, levels: int) -> None:
+        mu, v, *memory = fields
+        loops_3d.march_back(
+            mu, v, shot.factor, constants.damping, constants.scratch(constants.far), *memory, *profiles,
+            *constants.adjoint, *where, numbers, *constants.second, constants.first[2], constants.reach,
+            scheme.boundary == "sponge", scheme.free_surface,
+            *shot.source, product, drive_gradient, *shot.receiver, residual,
+            brackets, scheme.store_every, first_bracket, total,
+            constants.plan.spans, first_tile, last_tile, after + first, levels,
+        )  # fmt: skip
+
+    blocks.run(block, constants.plan, part[1] - part[0], workers)
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What a way of keeping the wavefield comes to for one call."""
+
+    segments: list[tuple[int, int]]
+    shape: tuple[int, ...]
+    segment: tuple[int, int]
+    brackets: np.dtype
+    nothing: NDArray
+
+
+def _take(shape: tuple[int, ...], dtype: np.dtype, pool: buffers.Pool | None) -> NDArray:
+    """Uninitialised memory that starts on a cache line."""
+    return aligned(math.prod(shape), dtype, pool=pool).reshape(shape)
+
+
+def _kept(constants: "_Constants", scheme: Scheme, memory: Memory, steps: int, shots: int, threads: int) -> _Kept:
+    if memory.mode == "boundary":
+        raise ModelError('mode="boundary" is not available in three dimensions; use "store" or "checkpoint".')
+    if memory.half and constants.dtype != np.float32:
+        raise ModelError(
+            f"half=True keeps float32 brackets in 16 bits and velocity is {constants.dtype}; leave it out."
+        )
+    brackets = np.dtype(np.uint16) if memory.half else constants.dtype
+    parts = segments(memory, scheme, steps, shots, threads)
+    slots = -(-(parts[0][1] - parts[0][0]) // scheme.store_every)
+    shape: tuple[int, ...] = (shots, slots, constants.stack.kept)
+    if memory.mode == "checkpoint":
+        shape = (shots, len(parts), sum(constants.sizes[k] for k in _STATE))
+    return _Kept(
+        segments=parts,
+        shape=shape,
+        segment=(slots, constants.stack.kept),
+        brackets=brackets,
+        nothing=buffers.zeros((1, 1), brackets),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Constants:
+    """What every shot's loops share, in the field's dtype and layout."""
+
+    stack: Stack
+    near: Layers
+    """Where the forward layers act: on cells within R of their own."""
+    far: Layers
+    """Where the transposed layers act: on cells within 2 R of their own."""
+    plan: blocks.Plan
+    dtype: np.dtype
+    damping: NDArray
+    profiles: tuple[NDArray, ...]
+    adjoint: tuple[NDArray, NDArray]
+    second: tuple[tuple[np.floating, ...], ...]
+    first: tuple[tuple[np.floating, ...], ...]
+    reach: tuple[int, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Cells of u and v, then of psi, its successor and zeta along z and y, and of psi and zeta along x."""
+        z, y, x = self.near.sizes
+        return (self.stack.size,) * 2 + (z,) * 3 + (y,) * 3 + (x,) * 2
+
+    @property
+    def adjoint_sizes(self) -> tuple[int, ...]:
+        """Cells of mu twice, then of P and Z and their successors along z and y, and of P and Z along x."""
+        z, y, x = self.far.sizes
+        return (self.stack.size,) * 2 + (z,) * 4 + (y,) * 4 + (x,) * 2
+
+    def places(self, layers: Layers) -> tuple[tuple[NDArray[np.uint64], ...], tuple[np.uint64, ...]]:
+        stack = self.stack
+        numbers = stack.hop, stack.plane.stride, stack.width, stack.rows, layers.packed_rows, layers.packed_row
+        where = layers.packed_z, layers.packed_y, layers.strips_x, layers.tiles_y
+        return where, tuple(np.uint64(number) for number in numbers)
+
+    def scratch(self, layers: Layers) -> NDArray:
+        """One thread's Laplacian of the rows that are updated at a time."""
+        return aligned(layers.most_rows * self.stack.width, self.dtype)
+
+    def fields(self, sizes: tuple[int, ...], pool: buffers.Pool | None) -> list[NDArray]:
+        """Buffers of zeros. They start a few cache lines apart, or equal offsets in them would share cache sets."""
+        made = [aligned(size, self.dtype, skip_lines=4 * k, pool=pool) for k, size in enumerate(sizes)]
+        for field in made:
+            field[:] = 0
+        return made
+
+    def shot(self, setup: Setup, shot: int, drive: NDArray, pool: buffers.Pool | None) -> _Shot:
+        factor = setup.factor[shot if setup.factor.shape[0] > 1 else 0]
+        source, receiver = self.taps(setup.sources[shot]), self.taps(setup.receivers[shot])
+        return _Shot(self.stack.field_of(factor, self.dtype, pool), source, receiver, drive)
+
+    def by_plane(self, taps: Taps) -> Taps:
+        """The taps in the order of planes, in which blocks take them."""
+        order = np.argsort(taps.cell[0], kind="stable")
+        return Taps(taps.point[order], tuple(cells[order] for cells in taps.cell), taps.weight[order])
+
+    def taps(self, taps: Taps) -> _Taps:
+        """Cell, point and weight of every tap, and the first tap of every guarded plane."""
+        taps, stack = self.by_plane(taps), self.stack
+        start = np.searchsorted(taps.cell[0] + stack.radius, np.arange(stack.planes + 2 * stack.radius + 1))
+        weight = taps.weight.astype(self.dtype)
+        return stack.cells(taps.cell), np.ascontiguousarray(taps.point), weight, start.astype(np.int64)
+
+    @property
+    def no_taps(self) -> _Taps:
+        nothing = np.zeros(0, np.int64)
+        return self.taps(Taps(nothing, (nothing,) * 3, np.zeros(0)))
+
+
+def _constants(setup: Setup, scheme: Scheme, dtype: np.dtype) -> _Constants:
+    if dtype not in (np.float32, np.float64):
+        raise ModelError(f"velocity has dtype {dtype}; give float32 or float64.")
+    planes, rows, columns = setup.shape
+    stack = Stack(planes=planes, rows=rows, columns=columns, radius=scheme.radius)
+    z, y, x = setup.profiles or [Profiles(*(np.zeros(cells),) * 3) for cells in setup.shape]
+    widths = scheme.widths if setup.profiles else ((0, 0),) * 3  # a sponge has no layers with memory
+    across = [
+        across_profile(values, scheme.radius, dtype) for one in (z, y) for values in (one.decay, one.gain, one.slope)
+    ]
+    along = [along_profile(values, stack.width, dtype) for values in (x.decay, x.gain, x.slope)]
+    # The loops take weights for the longest reach; `reach` tells the compiler how many of them count.
+    zero = dtype.type(0)
+    second = [rounded_second_derivative(scheme.order, h, dtype) for h in scheme.spacing_m]
+    first = [tuple(dtype.type(weight / h) for weight in first_derivative(scheme.order)) for h in scheme.spacing_m]
+    return _Constants(
+        stack=stack,
+        near=layers(stack, widths, scheme.radius),
+        far=layers(stack, widths, 2 * scheme.radius),
+        plan=blocks.plan(stack.planes, scheme.radius, thickness=THICKNESS, levels=LEVELS),
+        dtype=dtype,
+        damping=buffers.zeros(1, dtype) if setup.damping is None else stack.field_of(setup.damping, dtype, None),
+        profiles=(*across, *along),
+        adjoint=(
+            adjoint_weights(z, scheme.order, scheme.spacing_m[0], dtype),
+            adjoint_weights(y, scheme.order, scheme.spacing_m[1], dtype),
+        ),
+        second=tuple((*weights, *(zero,) * (5 - len(weights))) for weights in second),
+        first=tuple((*weights, *(zero,) * (4 - len(weights))) for weights in first),
+        reach=(1,) * scheme.radius,
+    )
+
+
+def _each_shot(run: Callable[[int, int], NDArray | None], shots: int, threads: int) -> Iterator[NDArray | None]:
+    """Results of run(shot, threads of its own) in the order of shots, as many shots at a time as there are threads."""
+    at_a_time = max(1, min(threads, shots))
+    workers = max(1, threads // at_a_time)
+    if at_a_time == 1:
+        for shot in range(shots):
+            yield run(shot, workers)
+        return
+    with ThreadPoolExecutor(at_a_time) as pool:
+        yield from pool.map(lambda shot: run(shot, workers), range(shots))
