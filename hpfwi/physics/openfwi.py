@@ -9,10 +9,9 @@ sample n + 1 of the propagator.
 The sponge's strength is proportional to the lowest velocity of each model. The gradient takes it as a constant: what
 the edges absorb more or less when the slowest cell changes is not part of the derivative.
 
-The public code lets waves that leave the padded grid enter again on the other side; here they meet a wall of zero
-pressure. Both kinds have crossed the sponge twice before they reach a receiver, and the sponge is made for the slowest
-velocity of the map: over whole records the difference is below 1e-6 of their norm where the top of the map is slow, and
-reaches 2e-2 (0.6 % of the largest sample) with 4400 m/s at the top over 1600 m/s.
+As in the public code the padded grid is periodic: waves that leave it enter again on the other side. It shows where the
+top of a map is fast, because the sponge is made for the slowest velocity: a wall instead changes whole records by up to
+2e-2 of their norm (4400 m/s at the top over 1600 m/s).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def split_rows(
     strips_x, strips_z   columns and rows that layers touch, as `Layout` gives them
     layered              whether their cells cost more (C-PML) or the same (sponge)
     """
-    first_row, last_row, first, last = (int(edge) for edge in layout.box)
+    first_row, last_row, first, last = (int(edge) for edge in layout.box[:4])
     inside = between(strips_z, first_row, last_row) + between(strips_x, first, last)
     bands = []
     for top, bottom in itertools.pairwise([first_row, *_cuts(layout, inside, wanted, layered=layered), last_row]):

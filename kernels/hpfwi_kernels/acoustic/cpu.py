@@ -232,7 +232,7 @@ def _plan(constants: "_Constants", scheme: Scheme, memory: Memory, steps: int, s
     cells = layout.rows * layout.width
     slots = -(-(parts[0][1] - parts[0][0]) // scheme.store_every)
     ring = (1, 1)
-    around = tuple(int(edge) for edge in layout.box)
+    around = tuple(int(edge) for edge in layout.box[:4])
     if memory.mode == "store":
         kept: tuple[int, ...] = (shots, slots, cells)
     elif memory.mode == "checkpoint":

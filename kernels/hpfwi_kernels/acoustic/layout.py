@@ -49,8 +49,8 @@ class Layout:
 
     @property
     def box(self) -> tuple[np.uint64, ...]:
-        """First and last+1 row, first and last+1 column of the cells that are updated."""
-        corners = (self.radius, self.radius + self.rows, MARGIN, MARGIN + self.width)
+        """First and last+1 row, first and last+1 column of the cells that are updated, last+1 column of the model."""
+        corners = (self.radius, self.radius + self.rows, MARGIN, MARGIN + self.width, MARGIN + self.columns)
         return tuple(np.uint64(corner) for corner in corners)
 
     def inner(self, field: NDArray) -> NDArray:

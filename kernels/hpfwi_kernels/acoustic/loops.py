@@ -89,6 +89,26 @@ def _unwind(u, v, c, mu, total, counts, core, stride, kz, kx, reach):
 
 
 @hot
+def _wrap(u, part, box, stride, reach):
+    """Copy what the guards on the opposite sides repeat of the rows of a part: a sponge's grid is periodic.
+
+    Calls that share a shot's rows write to different cells.
+    """
+    radius, rows, columns = np.uint64(len(reach)), (box[1] - box[0]) * stride, box[4] - box[2]
+    for y in range(part[0], part[1]):
+        first = y * stride + box[2]
+        for k in range(radius):
+            u[first - radius + k] = u[first + columns - radius + k]
+            u[first + columns + k] = u[first + k]
+        if y < box[0] + radius:
+            for x in range(columns):
+                u[first + rows + x] = u[first + x]
+        if y + radius >= box[1]:
+            for x in range(columns):
+                u[first - rows + x] = u[first + x]
+
+
+@hot
 def march(
     u, v, c, damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
     inside, strips_x, strips_z, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
@@ -144,6 +164,8 @@ def march(
             v[i] += c[i] * (source_weight[n] * drive[source_point[n], step])
         if free_surface and leads:
             _mirror(v, box, stride, reach)
+        if sponge and not free_surface:
+            _wrap(v, inside, box, stride, reach)
         u, v = v, u
         meet(barrier, team, row + 1)
 
@@ -208,5 +230,7 @@ def march_back(
             v[i] += c[i] * (receiver_weight[n] * residual[step, receiver_point[n]])
         if free_surface and leads:
             _mirror(v, box, stride, reach)
+        if sponge and not free_surface:
+            _wrap(v, inside, box, stride, reach)
         mu, v = v, mu
         meet(barrier, team, back + 1)

@@ -79,7 +79,7 @@ def core(layout: Layout, scheme: Scheme) -> tuple[int, int, int, int]:
     """
     top, bottom, left, right = scheme.absorbing
     reach = scheme.radius if scheme.boundary == "cpml" else 0
-    first_row, last_row, first, last = (int(edge) for edge in layout.box)
+    first_row, last_row, first, last = (int(edge) for edge in layout.box[:4])
     rows = between(layout.row_strips(top, bottom, reach), first_row, last_row)
     columns = between(layout.column_strips(left, right, reach), first, last)
     if rows[0] >= rows[1] or columns[0] >= columns[1]:
