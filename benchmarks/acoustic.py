@@ -46,7 +46,7 @@ RESULTS = Path(__file__).parent / "results"
 class Case:
     """Size of a problem: cells without the absorbing layers, time steps, shots."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     samples: int
     shots: int
     spacing_m: float
@@ -62,33 +62,46 @@ CASES = {
     "301x921x1000x2": Case((301, 921), 1000, 2, 10.0, 0.9e-3, 15.0),
     "301x921x2000x1": Case((301, 921), 2000, 1, 10.0, 0.9e-3, 15.0),
     "70x70x1000x26x5": Case((70, 70), 1000, 130, 10.0, 0.9e-3, 15.0, models=26),
+    "128x128x128x100x1": Case((128, 128, 128), 100, 1, 10.0, 0.7e-3, 25.0),
     "20x30x50x2": Case((20, 30), 50, 2, 10.0, 0.9e-3, 15.0),
+    "12x14x16x20x1": Case((12, 14, 16), 20, 1, 10.0, 0.7e-3, 25.0),
 }
+# What is compiled and loaded before memory is measured, by dimensions.
+SMALL = {2: "20x30x50x2", 3: "12x14x16x20x1"}
 DEFAULT_CASES = ("70x70x1000x5", "94x288x1000x13", "301x921x1000x2")
 
 
-def layered(shape: tuple[int, int]) -> NDArray[np.float64]:
+def layered(shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Folded layers from 1500 to 4500 m/s: reflections everywhere, so no field stays zero for long."""
     rng = np.random.default_rng(2024)
-    depth, distance = np.meshgrid(np.linspace(0, 1, shape[0]), np.linspace(0, 1, shape[1]), indexing="ij")
-    folded = np.clip(depth + 0.06 * np.sin(2 * np.pi * (1.5 * distance + 0.3)), 0, 0.999)
+    depth, *across, distance = np.meshgrid(*(np.linspace(0, 1, cells) for cells in shape), indexing="ij")
+    folded = np.clip(depth + 0.06 * np.sin(2 * np.pi * (1.5 * distance + 0.3 + sum(across))), 0, 0.999)
     layers = np.linspace(1500.0, 4200.0, 12) + rng.uniform(0.0, 300.0, 12)
     return layers[(folded * 12).astype(int)]
 
 
 def problem(case: Case, order: int, absorbing: int, store_every: int) -> peers.Problem:
-    """Shots spread along row 1, a receiver in every column of row 1, one Ricker wavelet; models differ by 0 to 10 %."""
-    columns = np.tile(np.linspace(1, case.shape[1] - 2, case.shots // case.models).astype(np.int64), case.models)
-    sources = np.stack([np.ones_like(columns), columns], axis=-1)[:, None, :]
-    line = np.stack([np.ones(case.shape[1], np.int64), np.arange(case.shape[1])], axis=-1)
+    """Shots spread along row 1, a receiver in every column of row 1, one Ricker wavelet; models differ by 0 to 10 %.
+
+    In 3-D that row is the one of plane 1 in the middle of y.
+    """
+    dimensions = len(case.shape)
+
+    def along(columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        place = [1, case.shape[1] // 2][: dimensions - 1]
+        return np.stack([*(np.full_like(columns, cell) for cell in place), columns], axis=-1)
+
+    columns = np.tile(np.linspace(1, case.shape[-1] - 2, case.shots // case.models).astype(np.int64), case.models)
+    sources = along(columns)[:, None, :]
+    line = along(np.arange(case.shape[-1]))
     phase = (np.pi * case.peak_hz * (np.arange(case.samples) * case.dt_s - 1.5 / case.peak_hz)) ** 2
     wavelet = np.tile((1 - 2 * phase) * np.exp(-phase), (case.shots, 1, 1))
     scheme = Scheme(
         free_surface=False,
-        spacing_m=(case.spacing_m, case.spacing_m),
+        spacing_m=(case.spacing_m,) * dimensions,
         dt_s=case.dt_s,
         order=order,
-        absorbing=(absorbing,) * 4,
+        absorbing=(absorbing,) * (2 * dimensions),
         boundary="cpml",
         pml_hz=case.peak_hz,
         max_velocity_mps=4500.0,
@@ -97,7 +110,7 @@ def problem(case: Case, order: int, absorbing: int, store_every: int) -> peers.P
     velocity = layered(case.shape)
     if case.models > 1:
         factors = np.repeat(np.linspace(0.9, 1.0, case.models), case.shots // case.models)
-        velocity = factors[:, None, None] * velocity
+        velocity = factors.reshape(-1, *[1] * dimensions) * velocity
     return peers.Problem(velocity, wavelet, sources, np.tile(line, (case.shots, 1, 1)), scheme)
 
 
@@ -139,7 +152,7 @@ def child(code: str, name: str, options: argparse.Namespace, order: int, cache: 
 def measure_child(code: str, name: str, options: argparse.Namespace) -> dict[str, float]:
     """What `child` prints: a tiny gradient first (compilation, loading), then the case's own."""
     order, absorbing, threads, every = options.order[0], options.absorbing, options.threads, options.store_every
-    small = problem(CASES["20x30x50x2"], order, absorbing, every)
+    small = problem(CASES[SMALL[len(CASES[name].shape)]], order, absorbing, every)
     seconds = []
     for _ in range(2):
         begin = time.perf_counter()
@@ -174,7 +187,7 @@ def bench(name: str, order: int, options: argparse.Namespace) -> dict:
         )
     wall, processor = timed(work, options.repeats, threads)
     with tempfile.TemporaryDirectory() as cold:
-        compile_s = child("hpfwi", "20x30x50x2", options, order, cache=cold)["first_call_s"]
+        compile_s = child("hpfwi", SMALL[len(CASES[name].shape)], options, order, cache=cold)["first_call_s"]
     memory = {code: child(code, name, options, order)["memory_mb"] for code in CODES}
     updates = np.prod([size + 2 * absorbing for size in CASES[name].shape]) * CASES[name].samples * CASES[name].shots
     rows = {}
@@ -208,7 +221,7 @@ def bench(name: str, order: int, options: argparse.Namespace) -> dict:
 
 
 COLUMNS = {
-    "case (z,x,t,shots)": 18,
+    "case (cells,t,shots)": 20,
     "order": 5,
     "kind": 8,
     "hpfwi s": 8,

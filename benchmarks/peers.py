@@ -22,8 +22,8 @@ PACKAGES = ("deepwave", "torch", "numba", "numpy")
 class Problem:
     """A survey on a model, in float64: both codes are given it in float32 when they are timed.
 
-    velocity [z, x], or [shot, z, x] where every shot has its own, in m/s; wavelet [shot, 1, time];
-    cells [shot, point, 2] as (z, x).
+    velocity [z, x] or [z, y, x], or [shot, ...] where every shot has its own, in m/s; wavelet [shot, 1, time];
+    cells [shot, point, axis].
     """
 
     velocity: NDArray[np.float64]
@@ -32,10 +32,15 @@ class Problem:
     receivers: NDArray[np.int64]
     scheme: Scheme
 
+    @property
+    def model_per_shot(self) -> bool:
+        """Whether every shot has a velocity model of its own."""
+        return self.velocity.ndim > self.scheme.dimensions
+
     def shot(self, index: int) -> "Problem":
         """The problem of one shot alone."""
         one = slice(index, index + 1)
-        velocity = self.velocity[one] if self.velocity.ndim == 3 else self.velocity
+        velocity = self.velocity[one] if self.model_per_shot else self.velocity
         return Problem(velocity, self.wavelet[one], self.sources[one], self.receivers[one], self.scheme)
 
 
@@ -69,7 +74,7 @@ def hpfwi(problem: Problem, dtype: torch.dtype, gradient: bool, threads: int) ->
     """Run hpfwi's kernels from torch tensors to records, and to the velocity gradient of `misfit`."""
     velocity = torch.tensor(problem.velocity, dtype=dtype, requires_grad=gradient)
     wavelet = torch.tensor(problem.wavelet, dtype=dtype)
-    shape = (problem.velocity.shape[-2], problem.velocity.shape[-1])
+    shape = problem.velocity.shape[-problem.scheme.dimensions :]
     sources, receivers = on_grid(problem.sources, shape), on_grid(problem.receivers, shape)
     records = propagate(velocity, wavelet, sources, receivers, problem.scheme, threads=threads, pool=POOL)
     return _answer(velocity, records, gradient)
@@ -105,7 +110,7 @@ def truth(problem: Problem, threads: int) -> Answer:
     answers = [deepwave(problem.shot(shot), torch.float64, True, threads) for shot in range(len(problem.wavelet))]
     gradients = [answer.gradient for answer in answers if answer.gradient is not None]
     records = np.concatenate([answer.records for answer in answers])
-    return Answer(records, np.concatenate(gradients) if problem.velocity.ndim == 3 else np.sum(gradients, axis=0))
+    return Answer(records, np.concatenate(gradients) if problem.model_per_shot else np.sum(gradients, axis=0))
 
 
 def gap(answer: Answer, reference: Answer) -> tuple[float, float]:
