@@ -71,3 +71,9 @@ def test_an_error_in_a_block_reaches_the_caller_and_stops_the_others() -> None:
 
     with pytest.raises(ZeroDivisionError):
         blocks.run(block, plan, 400, 3)
+
+
+def test_large_planes_are_not_kept_for_later_levels() -> None:
+    assert blocks.levels_that_fit(2**10, 4) == blocks.LEVELS
+    assert blocks.levels_that_fit(2**20, 2) == 3
+    assert blocks.levels_that_fit(2**22, 1) == blocks.levels_that_fit(2**40, 1) == 1

@@ -17,6 +17,13 @@ from numpy.typing import NDArray
 
 Block = Callable[[int, int, int, int], None]
 
+# Planes of a tile: enough for a block to outlast what it costs to hand out, few enough for several threads at once.
+THICKNESS = 8
+# Most time steps of a chunk; more gained nothing.
+LEVELS = 4
+# What a block's planes may fill of the last-level cache: measured with 32 MB, where more levels than this cost time.
+CACHE_BYTES = 2**24
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -40,7 +47,15 @@ class Plan:
         return self.spans.shape[1]
 
 
-def plan(planes: int, radius: int, *, thickness: int, levels: int) -> Plan:
+def levels_that_fit(plane_bytes: int, radius: int) -> int:
+    """Time steps of a chunk whose planes are still in the cache when the next level comes to them; at least one.
+
+    plane_bytes   what one plane holds of all fields, memories of layers included
+    """
+    return max(1, min(LEVELS, (CACHE_BYTES // plane_bytes - THICKNESS) // radius - 1))
+
+
+def plan(planes: int, radius: int, *, levels: int, thickness: int = THICKNESS) -> Plan:
     """Cut planes into tiles of about `thickness` planes, and time into chunks of `levels` steps."""
     tiles = max(1, planes // thickness)
     edges = np.arange(tiles + 1) * planes // tiles

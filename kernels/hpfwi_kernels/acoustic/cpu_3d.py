@@ -20,9 +20,8 @@ from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, pr
 from hpfwi_kernels.errors import ModelError
 from hpfwi_kernels.stencils import first_derivative, rounded_second_derivative
 
-# Planes of a tile and time steps of a chunk (blocks.py).
-THICKNESS = 4
-LEVELS = 4
+# Fields that a plane touches in a step: u at two times and c, and what its share of layers comes to.
+_FIELDS = 5
 
 
 def forward(
@@ -351,13 +350,14 @@ def _constants(setup: Setup, scheme: Scheme, dtype: np.dtype) -> _Constants:
     along = [along_profile(values, stack.width, dtype) for values in (x.decay, x.gain, x.slope)]
     # The loops take weights for the longest reach; `reach` tells the compiler how many of them count.
     zero = dtype.type(0)
+    levels = blocks.levels_that_fit(_FIELDS * stack.rows * stack.width * dtype.itemsize, scheme.radius)
     second = [rounded_second_derivative(scheme.order, h, dtype) for h in scheme.spacing_m]
     first = [tuple(dtype.type(weight / h) for weight in first_derivative(scheme.order)) for h in scheme.spacing_m]
     return _Constants(
         stack=stack,
         near=layers(stack, widths, scheme.radius),
         far=layers(stack, widths, 2 * scheme.radius),
-        plan=blocks.plan(stack.planes, scheme.radius, thickness=THICKNESS, levels=LEVELS),
+        plan=blocks.plan(stack.planes, scheme.radius, levels=levels),
         dtype=dtype,
         damping=buffers.zeros(1, dtype) if setup.damping is None else stack.field_of(setup.damping, dtype, None),
         profiles=(*across, *along),

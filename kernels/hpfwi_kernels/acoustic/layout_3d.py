@@ -14,7 +14,7 @@ from hpfwi_kernels.acoustic.regions import LANES, MARGIN
 from hpfwi_kernels.stencils import first_derivative, second_derivative
 
 # Rows of a plane that are updated at a time: few enough for the Laplacian's scratch to stay in the nearest cache.
-TILE_ROWS = 8
+TILE_ROWS = 16
 
 
 @dataclass(frozen=True)

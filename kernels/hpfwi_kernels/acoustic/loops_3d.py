@@ -19,6 +19,7 @@ says which blocks must be done before which.
 import numpy as np
 
 from hpfwi_kernels.acoustic.adjoint_regions import _terms_first, _terms_second
+from hpfwi_kernels.acoustic.prefetching import prefetch
 from hpfwi_kernels.acoustic.regions import DROP, KEEP, LANES, LEFT, column_first, column_second, row_first, row_second
 from hpfwi_kernels.compiling import hot
 from hpfwi_kernels.vectors import lanes, load, put, stream, unpack
@@ -28,37 +29,32 @@ ONE = np.uint64(1)
 TWO = np.uint64(2)
 TERMS = np.uint64(5)
 FIRST = np.uint64(LANES)
+ROWS_AHEAD = np.uint64(4)
 
 
 @hot
-def _laplacian(u, w, corner, rows, width, hop, stride, kz, ky, kx, reach):
+def _laplacian(u, v, c, w, corner, rows, width, hop, stride, kz, ky, kx, reach):
     """w = the Laplacian of `rows` rows, the first of which starts at cell `corner`; planes are `hop` cells apart.
 
-    Two rows at a time: the rows that both stencils read are read once. The two may be the same row.
+    Asks for what comes from memory before it is needed: the next rows of the farthest plane, and these rows of v and c.
     """
-    step = lanes(u)
-    for n in range(NONE, rows, TWO):
-        m = min(n + ONE, rows - ONE)
-        row, below = corner + n * stride, corner + m * stride
+    step, ahead = lanes(u), np.uint64(len(reach)) * hop + ROWS_AHEAD * stride
+    for n in range(NONE, rows, ONE):
+        row = corner + n * stride
         low, here = load(u, row - step), load(u, row)
-        low_below, here_below = load(u, below - step), load(u, below)
         for x in range(NONE, width, step):
-            i, j = row + x, below + x
-            high, high_below = load(u, i + step), load(u, j + step)
+            i = row + x
+            high = load(u, i + step)
+            prefetch(u, i + ahead)
+            prefetch(v, i)
+            prefetch(c, i)
             total = (
                 column_second(u, i, hop, here, kz, reach)
                 + column_second(u, i, stride, here, ky, reach)
                 + row_second(u, i, low, here, high, kx, reach)
             )
-            total_below = (
-                column_second(u, j, hop, here_below, kz, reach)
-                + column_second(u, j, stride, here_below, ky, reach)
-                + row_second(u, j, low_below, here_below, high_below, kx, reach)
-            )
             put(w, n * width + x, total)
-            put(w, m * width + x, total_below)
             low, here = here, high
-            low_below, here_below = here_below, high_below
 
 
 @hot
@@ -68,10 +64,15 @@ def _layer_across(
 ):  # fmt: skip
     """Add to w what a C-PML across the rows changes. psi arrays hold a·psi; `packed` is the first cell in them."""
     step = lanes(u)
+    ahead = ROWS_AHEAD * width
+    psi_ahead = ahead + np.uint64(len(reach)) * packed_hop
     for n in range(NONE, rows, ONE):
         decay, gain, tilt = a[at + n * at_step], b[at + n * at_step], slope[at + n * at_step]
         for x in range(NONE, width, step):
             i, j, o = corner + n * stride + x, packed + n * width + x, n * width + x
+            prefetch(psi, j + psi_ahead)
+            prefetch(psi_next, j + ahead)
+            prefetch(zeta, j + ahead)
             plain = column_second(u, i, hop, load(u, i), k, reach)
             q = column_first(u, i, hop, d, reach)
             more = gain * plain + (tilt * q + column_first(psi, j, packed_hop, d, reach))
@@ -87,6 +88,7 @@ def _layer_along(
 ):
     """Add to w what a C-PML along the rows changes on columns first to last - 1. psi holds a·psi."""
     step = lanes(u)
+    ahead = ROWS_AHEAD * packed_row
     for n in range(NONE, rows, ONE):
         row, packed_n = corner + n * stride, packed + n * packed_row
         low, here = load(u, row + first - step), load(u, row + first)
@@ -94,6 +96,8 @@ def _layer_along(
         for x in range(first, last, step):
             i, j, o = row + x, packed_n + (x - first), n * width + x
             high, psi_high = load(u, i + step), load(psi, j + step)
+            prefetch(psi, j + ahead)
+            prefetch(zeta, j + ahead)
             decay, gain = load(a, x), load(b, x)
             plain = row_second(u, i, low, here, high, k, reach)
             q = row_first(u, i, low, here, high, d, reach)
@@ -139,6 +143,8 @@ def _correlate(mu, total, stored, slot, corner, rows, width, stride):
     for n in range(NONE, rows, ONE):
         for x in range(NONE, width, step):
             i, o = corner + n * stride + x, slot + n * width + x
+            prefetch(total, o + ROWS_AHEAD * width)
+            prefetch(stored, o + ROWS_AHEAD * width)
             put(total, o, load(total, o) + load(mu, i) * unpack(stored, o, mu))
 
 
@@ -164,6 +170,8 @@ def _adjoint_across(
              and P add to the bracket, and what mu and Z subtract from P
     """
     step, taps = lanes(mu), TWO * np.uint64(len(reach)) + ONE
+    ahead = ROWS_AHEAD * width
+    far = ahead + np.uint64(len(reach)) * packed_hop
     for n in range(NONE, rows, ONE):
         line = at + n * at_step
         decay = a[line]
@@ -174,6 +182,10 @@ def _adjoint_across(
         z_to_p = mu_to_p + taps
         for x in range(NONE, width, step):
             i, j, o = corner + n * stride + x, packed + n * width + x, n * width + x
+            prefetch(p, j + far)
+            prefetch(z, j + far)
+            prefetch(p_next, j + ahead)
+            prefetch(z_next, j + ahead)
             here, z_here = load(mu, i), load(z, j)
             gained = (weights[of_mu] * here + weights[of_z] * z_here + _weighted(mu, i, hop, weights, of_mu, reach)) + (
                 _weighted(z, j, packed_hop, weights, of_z, reach) + _weighted(p, j, packed_hop, weights, of_p, reach)
@@ -197,6 +209,7 @@ def _along_terms(mu, p, z, b, slope, i, j, x):
 def _adjoint_along(mu, w, p, z, a, b, slope, corner, rows, width, stride, packed, packed_row, first, last, k, d, reach):
     """Add to w the transpose of `_layer_along`. T and A stay in registers, so p and z are updated in place."""
     step = lanes(mu)
+    ahead = ROWS_AHEAD * packed_row
     for n in range(NONE, rows, ONE):
         row, packed_n = corner + n * stride, packed + n * packed_row
         # Before the strip no layer acts: T = mu and A = 0.
@@ -206,6 +219,8 @@ def _adjoint_along(mu, w, p, z, a, b, slope, corner, rows, width, stride, packed
         here, t, flow, lift = _along_terms(mu, p, z, b, slope, row + first, packed_n, first)
         for x in range(first, last, step):
             i, j, o = row + x, packed_n + (x - first), n * width + x
+            prefetch(p, j + ahead)
+            prefetch(z, j + ahead)
             # b = 0 after the strip, whatever p and z hold there.
             high, t_high, flow_high, lift_high = _along_terms(mu, p, z, b, slope, i + step, j + step, x + step)
             gained = _terms_second(lift_low, lift, lift_high, k, reach) - _terms_first(
@@ -269,7 +284,7 @@ def march(
                 for z in range(low, high):
                     corner = z * plane + top * stride + LEFT
                     line = (z - guard) * rows_of_plane + (top - guard)
-                    _laplacian(now, w, corner, rows, width, plane, stride, kz, ky, kx, reach)
+                    _laplacian(now, new, c, w, corner, rows, width, plane, stride, kz, ky, kx, reach)
                     if packed_z[z] > 0:
                         packed = (packed_z[z] * rows_of_plane + (top - guard)) * width
                         _layer_across(
@@ -350,7 +365,7 @@ def march_back(
                 for z in range(low, high):
                     corner = z * plane + top * stride + LEFT
                     line = (z - guard) * rows_of_plane + (top - guard)
-                    _laplacian(mu, w, corner, rows, width, plane, stride, kz, ky, kx, reach)
+                    _laplacian(mu, new, c, w, corner, rows, width, plane, stride, kz, ky, kx, reach)
                     if kept:
                         _correlate(mu, total, w_in, line * width, corner, rows, width, stride)
                     if packed_z[z] > 0:
