@@ -71,7 +71,8 @@ def prepare(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Poi
     velocity  [z, x] or [shot, z, x], in 3-D [z, y, x] or [shot, z, y, x], m/s     wavelet  [shot, source, time]
     raises    ModelError: NaN or wrong shapes; GeometryError: a shot without sources or receivers; StabilityError
     """
-    _require_shapes(velocity, wavelet, sources, receivers, scheme)
+    require_shapes(velocity.shape, wavelet.shape, sources, receivers, scheme)
+    _require_finite(velocity, wavelet)
     models = np.asarray(velocity, np.float64).reshape(-1, *velocity.shape[-scheme.dimensions :])
     require_stable(float(np.abs(models).max()), scheme.dt_s, scheme.spacing_m, scheme.order, scheme.substeps)
     padded = np.pad(models, ((0, 0), *scheme.widths), mode="edge")
@@ -79,18 +80,7 @@ def prepare(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Poi
     if scheme.free_surface:
         factor[:, 0] = 0.0
     shape = padded.shape[1:]
-    profiles = damping = None
-    if scheme.boundary == "cpml":
-        profiles = tuple(_cpml(scheme, axis, cells) for axis, cells in enumerate(shape))
-    else:
-        assert scheme.min_velocity_mps is not None  # checked by Scheme
-        damping = sponge_damping(
-            shape,
-            scheme.absorbing,
-            spacing_m=scheme.spacing_m,
-            dt_s=scheme.inner_dt_s,
-            min_velocity_mps=scheme.min_velocity_mps,
-        )
+    profiles, damping = absorbing_layers(scheme, shape)
     shots = wavelet.shape[0]
     return Setup(
         shape=shape,
@@ -100,6 +90,22 @@ def prepare(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Poi
         damping=damping,
         sources=[_taps(sources, shot, scheme, shape) for shot in range(shots)],
         receivers=[_taps(receivers, shot, scheme, shape) for shot in range(shots)],
+    )
+
+
+def absorbing_layers(
+    scheme: Scheme, shape: tuple[int, ...]
+) -> tuple[tuple[Profiles, ...] | None, NDArray[np.float64] | None]:
+    """The C-PML's profiles of every axis of a padded shape, or else the sponge's damping of its cells."""
+    if scheme.boundary == "cpml":
+        return tuple(_cpml(scheme, axis, cells) for axis, cells in enumerate(shape)), None
+    assert scheme.min_velocity_mps is not None  # checked by Scheme
+    return None, sponge_damping(
+        shape,
+        scheme.absorbing,
+        spacing_m=scheme.spacing_m,
+        dt_s=scheme.inner_dt_s,
+        min_velocity_mps=scheme.min_velocity_mps,
     )
 
 
@@ -158,36 +164,29 @@ def downsample(signal: NDArray, substeps: int) -> NDArray[np.float64]:
     return np.fft.irfft(spectrum, samples) / substeps
 
 
-def _require_shapes(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Points, scheme: Scheme) -> None:
+def require_shapes(
+    velocity: tuple[int, ...], wavelet: tuple[int, ...], sources: Points, receivers: Points, scheme: Scheme
+) -> None:
+    """Raise ModelError or GeometryError unless velocity and wavelet of these shapes fit each other and the points."""
     dimensions = scheme.dimensions
-    if velocity.ndim not in (dimensions, dimensions + 1):
-        axes = ", ".join(AXES[dimensions])
-        raise ModelError(f"velocity of shape {velocity.shape} must be [{axes}] or [shot, {axes}].")
-    if wavelet.ndim != 3:
-        raise ModelError(f"wavelet of shape {wavelet.shape} must be [shot, source, time].")
-    shots, per_shot, samples = wavelet.shape
+    axes = ", ".join(AXES[dimensions])
+    if len(velocity) not in (dimensions, dimensions + 1):
+        raise ModelError(f"velocity of shape {velocity} must be [{axes}] or [shot, {axes}].")
+    if len(wavelet) != 3:
+        raise ModelError(f"wavelet of shape {wavelet} must be [shot, source, time].")
+    shots, per_shot, samples = wavelet
     if min(shots, per_shot, samples) < 1:
-        raise ModelError(f"wavelet of shape {wavelet.shape} holds nothing: it needs a shot, a source and a sample.")
-    if velocity.ndim > dimensions and velocity.shape[0] != shots:
-        raise ModelError(
-            f"velocity holds {velocity.shape[0]} models for {shots} shots; give one model, or one per shot."
-        )
-    shape = velocity.shape[-dimensions:]
+        raise ModelError(f"wavelet of shape {wavelet} holds nothing: it needs a shot, a source and a sample.")
+    if len(velocity) > dimensions and velocity[0] != shots:
+        raise ModelError(f"velocity holds {velocity[0]} models for {shots} shots; give one model, or one per shot.")
+    shape = velocity[-dimensions:]
     if min(shape) < 1:
-        raise ModelError(f"velocity of shape {velocity.shape} has no cells.")
+        raise ModelError(f"velocity of shape {velocity} has no cells.")
     if scheme.free_surface and shape[0] < scheme.order:
         raise ModelError(
             f"A model of {shape[0]} rows is too thin for a free surface with order {scheme.order}; "
             f"give it at least {scheme.order} rows."
         )
-    if not np.isfinite(velocity).all():
-        cell = np.argwhere(~np.isfinite(velocity))[0]
-        raise ModelError(
-            f"velocity is {velocity[tuple(cell)]} at cell {tuple(map(int, cell))}; it must be finite everywhere."
-        )
-    if not np.isfinite(wavelet).all():
-        where = np.argwhere(~np.isfinite(wavelet))[0]
-        raise ModelError(f"wavelet is {wavelet[tuple(where)]} at [shot, source, time] = {tuple(map(int, where))}.")
     if sources.shots != shots or sources.per_shot != per_shot:
         raise GeometryError(
             f"The wavelet is for {shots} shots of {per_shot} sources, the geometry has {sources.shots} shots of "
@@ -204,6 +203,17 @@ def _require_shapes(velocity: NDArray, wavelet: NDArray, sources: Points, receiv
         used = (points.weights != 0).any(axis=(1, 2))
         if not used.all():
             raise GeometryError(f"Shot {int(np.argmin(used))} has no {name}; drop the shot or give it one.")
+
+
+def _require_finite(velocity: NDArray, wavelet: NDArray) -> None:
+    if not np.isfinite(velocity).all():
+        cell = np.argwhere(~np.isfinite(velocity))[0]
+        raise ModelError(
+            f"velocity is {velocity[tuple(cell)]} at cell {tuple(map(int, cell))}; it must be finite everywhere."
+        )
+    if not np.isfinite(wavelet).all():
+        where = np.argwhere(~np.isfinite(wavelet))[0]
+        raise ModelError(f"wavelet is {wavelet[tuple(where)]} at [shot, source, time] = {tuple(map(int, where))}.")
 
 
 def _cpml(scheme: Scheme, axis: int, cells: int) -> Profiles:

@@ -1,0 +1,309 @@
+"""What a CUDA kernel is told about one propagation: plain numbers and addresses, in two or three dimensions.
+
+Every address is that of an array in C order on one GPU, 0 where there is none; int32 and float32 unless said otherwise.
+Fields are float32 [cells] in the order of the padded model, without guard cells: u is zero outside, odd about the first
+row under a free surface, periodic under a 2-D sponge without one. Kernels take the same description on the processor.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpfwi_kernels.acoustic.points import Points
+from hpfwi_kernels.acoustic.scheme import Scheme
+from hpfwi_kernels.acoustic.setup import absorbing_layers
+from hpfwi_kernels.stencils import first_derivative, rounded_second_derivative
+
+_ALIGNMENT_BYTES = 256
+
+BracketType = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Addresses of one axis' C-PML profiles, float32[cells along the axis] each; zero (1+b: one) outside its layers."""
+
+    decay: int
+    """a"""
+    gain_plus_one: int
+    """1 + b, rounded once"""
+    gain: int
+    """b"""
+    slope: int
+    """b' = D1 b, 1/m"""
+
+
+@dataclass(frozen=True)
+class TapArrays:
+    """Addresses of the taps of every shot, in two orders: by point to gather from cells, by cell to add to cells.
+
+    The taps of point p of shot s are point_starts[s points + p] up to the next entry; those of a shot lie together.
+    The cells that shot s adds to are groups shot_groups[s] up to the next entry, each cell in one group of its shot, so
+    that one thread per group adds without atomics; group g takes the taps group_taps[group_starts[g] ...] in order.
+    """
+
+    points: int
+    """Points of each shot, absent ones included (a number, not an address)."""
+    taps: int
+    """Taps of all shots (a number)."""
+    point_starts: int
+    """[shots * points + 1]"""
+    cells: int
+    """[tap] cell of the padded model"""
+    tap_points: int
+    """[tap] its point"""
+    weights: int
+    """float32[tap]"""
+    shot_groups: int
+    """[shots + 1]"""
+    group_cells: int
+    """[group] cell of the padded model"""
+    group_starts: int
+    """[group + 1]"""
+    group_taps: int
+    """[tap] index into cells, tap_points and weights"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What forward and adjoint run have in common."""
+
+    shape: tuple[int, ...]
+    """Padded cells along (z, x) or (z, y, x)."""
+    order: int
+    """2, 4, 6 or 8; the stencil reaches order / 2 cells."""
+    boundary: Literal["cpml", "sponge"]
+    free_surface: bool
+    widths: tuple[tuple[int, int], ...]
+    """Absorbing cells at the low and the high end of every axis."""
+    shots: int
+    models: int
+    """1 for all shots, or one per shot."""
+    steps: int
+    """Inner time steps of the whole run: the length of drive, records, residual and product in time."""
+    store_every: int
+    """Every how many steps, counted from a call's first one, a bracket is kept or counted."""
+    second: tuple[tuple[float, ...], ...]
+    """Per axis, weights of D2 divided by the spacing squared, float32 values: centre, then each pair's."""
+    first: tuple[tuple[float, ...], ...]
+    """Per axis, weights of D1 divided by the spacing, float32 values: each pair's, of a[i+m] - a[i-m]."""
+    factor: int
+    """float32[models, cells] c = v² dt²; zero on a free surface."""
+    profiles: tuple[Profile, ...]
+    """One per axis; empty under a sponge."""
+    damping: int
+    """float32[cells] of the sponge, else 0."""
+    sources: TapArrays
+    receivers: TapArrays
+    drive: int
+    """float32[shot, source, step]"""
+
+    @property
+    def dimensions(self) -> int:
+        """2 or 3."""
+        return len(self.shape)
+
+    @property
+    def radius(self) -> int:
+        """Reach of the stencil in cells."""
+        return self.order // 2
+
+    @property
+    def cells(self) -> int:
+        """Cells of a field."""
+        return math.prod(self.shape)
+
+    @property
+    def periodic(self) -> bool:
+        """Whether what leaves one side of the padded model enters at the opposite one."""
+        return self.boundary == "sponge" and not self.free_surface and self.dimensions == 2
+
+    @property
+    def state_fields(self) -> int:
+        """Fields of a state: u now and one step before, and, in C-PML, psi of every axis, then zeta of every axis.
+
+        The adjoint's are mu now and one step after, P of every axis, Z of every axis.
+        """
+        return 2 + 2 * self.dimensions * (self.boundary == "cpml")
+
+    @property
+    def core(self) -> tuple[tuple[int, int], ...]:
+        """First and last+1 cell, per axis, of the box whose update no layer touches; may be empty (first >= last).
+
+        Run backwards, the C-PML's memory is what cannot be undone; a sponge's damping is.
+        """
+        reach = self.radius if self.boundary == "cpml" else 0
+        return tuple(
+            (low + reach if low else 0, cells - high - reach if high else cells)
+            for cells, (low, high) in zip(self.shape, self.widths, strict=True)
+        )
+
+    @property
+    def ring_cells(self) -> int:
+        """Cells around the core that a step backwards reads: radius cells beyond each of its faces, no corners."""
+        sizes = [last - first for first, last in self.core]
+        return 2 * self.radius * sum(math.prod(sizes) // size for size in sizes)
+
+    def slots(self, begin: int, end: int) -> int:
+        """Brackets of steps begin to end - 1."""
+        return -(-(end - begin) // self.store_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardCall:
+    """Steps begin to end - 1 of every shot."""
+
+    problem: Problem
+    begin: int
+    end: int
+    state_in: int = 0
+    """float32[shot, state field, cells] at `begin`; 0 starts from rest."""
+    state_out: int = 0
+    """The same at `end`, written; may be state_in."""
+    records: int = 0
+    """float32[shot, step of the whole run, receiver], written at these steps: u before the step; 0: nobody asks."""
+    brackets: int = 0
+    """[shot, slot, cells], w of steps begin, begin + store_every, ..., written; 0: not kept."""
+    bracket_type: BracketType = "float32"
+    ring: int = 0
+    """float32[shot, step of the whole run, ring cells], written: u before the step around the core, the low and the
+    high face of each axis in turn, each in C order, what lies outside the padded model left out but for its place; 0:
+    not kept."""
+    workspace: int = 0
+    """As many bytes as the kernels' own `forward_workspace_bytes` asks for, of any content."""
+    device: int = 0
+    stream: int = 0
+    """The CUDA stream's handle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdjointCall:
+    """Steps end - 1 down to begin of every shot; equations in README.md."""
+
+    problem: Problem
+    begin: int
+    end: int
+    state_in: int = 0
+    """float32[shot, state field, cells] of the adjoint at `end`; 0 starts from rest."""
+    state_out: int = 0
+    """The same at `begin`, written; may be state_in."""
+    residual: int
+    """float32[shot, step of the whole run, receiver]: dL/dr"""
+    drive_gradient: int
+    """float32[shot, source, step of the whole run], written at these steps: sum over taps of weight times mu."""
+    product: int
+    """float32[source tap, step of the whole run], written at these steps: weight times mu at the tap."""
+    total: int
+    """float32[shot, cells]: mu w of the steps that count is added, once each (not times store_every)."""
+    brackets: int = 0
+    """[shot, slot, cells] as the forward call of the same begin and end left them; 0: the field is run backwards."""
+    bracket_type: BracketType = "float32"
+    ring: int = 0
+    """As the forward call left it, where the field is run backwards."""
+    field: int = 0
+    """float32[shot, 2, cells]: u at `end` and one step before, and left so at `begin`; used in the core alone."""
+    workspace: int = 0
+    """As many bytes as the kernels' own `adjoint_workspace_bytes` asks for, of any content."""
+    device: int = 0
+    stream: int = 0
+
+
+def describe(
+    scheme: Scheme,
+    sources: Points,
+    receivers: Points,
+    *,
+    models: int,
+    steps: int,
+    factor: int,
+    drive: int,
+    place: Callable[[NDArray[np.uint8]], int],
+) -> Problem:
+    """Build the description of a propagation whose shapes have been checked.
+
+    models, steps   how many of each; factor, drive   addresses, as in Problem
+    place           puts bytes where the kernels run, at an address that is a multiple of 16, and returns it; called
+                    once, and what it placed must outlive the calls
+    """
+    shape = scheme.padded(sources.shape)
+    profiles, damping = absorbing_layers(scheme, shape)
+    layers = [
+        part.astype(np.float32)
+        for profile in profiles or ()
+        for part in (profile.decay, 1 + profile.gain, profile.gain, profile.slope)
+    ]
+    sponge = [] if damping is None else [damping.astype(np.float32)]
+    injected, sampled = tap_arrays(sources, scheme), tap_arrays(receivers, scheme)
+    parts = [*layers, *sponge, *injected, *sampled]
+    offsets = _offsets(parts)
+    block = np.zeros(offsets[-1], np.uint8)
+    for part, offset in zip(parts, offsets, strict=False):
+        block[offset : offset + part.nbytes] = part.ravel().view(np.uint8)
+    base = place(block)
+    at = iter([base + offset for offset in offsets])
+    return Problem(
+        shape=shape,
+        order=scheme.order,
+        boundary=scheme.boundary,
+        free_surface=scheme.free_surface,
+        widths=scheme.widths,
+        shots=sources.shots,
+        models=models,
+        steps=steps,
+        store_every=scheme.store_every,
+        second=tuple(
+            tuple(map(float, rounded_second_derivative(scheme.order, spacing, np.dtype(np.float32))))
+            for spacing in scheme.spacing_m
+        ),
+        first=tuple(
+            tuple(float(np.float32(weight / spacing)) for weight in first_derivative(scheme.order))
+            for spacing in scheme.spacing_m
+        ),
+        factor=factor,
+        drive=drive,
+        profiles=tuple(
+            Profile(decay=next(at), gain_plus_one=next(at), gain=next(at), slope=next(at)) for _ in profiles or ()
+        ),
+        damping=next(at) if sponge else 0,
+        sources=TapArrays(sources.per_shot, len(injected[1]), *(next(at) for _ in injected)),
+        receivers=TapArrays(receivers.per_shot, len(sampled[1]), *(next(at) for _ in sampled)),
+    )
+
+
+def tap_arrays(points: Points, scheme: Scheme) -> list[NDArray]:
+    """The arrays of TapArrays, in its order: int32, and float32 weights."""
+    shape = np.array(scheme.padded(points.shape))
+    padded = points.cells + np.array(scheme.absorbing[::2])
+    used = (points.weights != 0) & ((padded >= 0) & (padded < shape)).all(axis=-1)
+    shot, point, _ = np.nonzero(used)
+    cells = np.ravel_multi_index(tuple(padded[used].T), tuple(shape))
+    counts = np.bincount(shot * points.per_shot + point, minlength=points.shots * points.per_shot)
+    order = np.lexsort((cells, shot))  # stable: taps of one cell stay in the order of their points
+    ordered = np.stack([shot[order], cells[order]])
+    opens = np.append(True, (ordered[:, 1:] != ordered[:, :-1]).any(axis=0))[: len(order)]
+    groups = np.bincount(ordered[0, opens], minlength=points.shots)
+    starts: list[NDArray] = [
+        _starts(counts),
+        cells,
+        point,
+        points.weights[used].astype(np.float32),
+        _starts(groups),
+        ordered[1, opens],
+        np.append(np.nonzero(opens)[0], len(order)),
+        order,
+    ]
+    return [part if part.dtype == np.float32 else part.astype(np.int32) for part in starts]
+
+
+def _starts(counts: NDArray) -> NDArray:
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _offsets(parts: list[NDArray]) -> list[int]:
+    """Where each part begins in one aligned block, and the block's size."""
+    sizes = [-(-part.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES for part in parts]
+    return [0, *np.cumsum(sizes).tolist()]
