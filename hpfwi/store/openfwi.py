@@ -42,7 +42,7 @@ from hpfwi.store.pair_manifest import (
     read_plan,
     unfinished,
 )
-from hpfwi.store.pair_values import check_values, float16_error_of, statistics_of, sums_of
+from hpfwi.store.pair_values import check_values, float16_error_of, statistics_of, sums_by_split, sums_of
 from hpfwi.store.shards import (
     Compression,
     Layout,
@@ -110,6 +110,21 @@ class PairStore:
     def splits(self) -> dict[str, range]:
         """Samples of each split by name, such as "train" and "test"."""
         return {name: range(*ends) for name, ends in self.manifest["splits"].items()}
+
+    def split_statistics(self, name: str, split: str) -> dict[str, float]:
+        """min, max, mean and std of "records" or "models" over the samples of one split, which has at least one.
+
+        They stand in the manifest; of a store of version 1, which has none, the samples are read.
+        """
+        if "split_statistics" in self.manifest:
+            return dict(self.manifest["split_statistics"][split][name])
+        reader = self._records if name == "records" else self._models
+        row = np.empty(reader.layout.shape[1:], np.float32)
+        sums = []
+        for sample in self.splits[split]:
+            reader.read_into(sample, row)
+            sums.append(sums_of(row.reshape(1, -1), as_float16=False))
+        return statistics_of(sums)
 
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Records float32[n, shot, time, receiver] and models float32[n, z, x] (m/s) of some samples, in this order.
@@ -230,8 +245,8 @@ class PairsWriter:
         first = layouts["records"].samples_of(shard).start
         done: dict[str, Any] = {"first": first, "samples": len(arrays["models"])}
         for name, values in arrays.items():
-            rows = values.reshape(len(values), -1)
-            done[name] = sums_of(rows, as_float16=layouts[name].dtype == "float16")
+            rows, low = values.reshape(len(values), -1), layouts[name].dtype == "float16"
+            done[name] = {"sums": sums_by_split(rows, first, self.plan["splits"], as_float16=low)}
         try:
             for name, values in arrays.items():
                 file = self.part / name / layouts[name].file_of(shard)
@@ -272,15 +287,21 @@ class PairsWriter:
             files[f"{name}/zarr.json"] = hashlib.sha256((self.part / name / "zarr.json").read_bytes()).hexdigest()
             for shard, found in enumerate(done):
                 files[f"{name}/{layouts[name].file_of(shard)}"] = found[name]["sha256"]
+        sums = {name: [part for found in done for part in found[name]["sums"]] for name in ARRAYS}
         manifest = {
             "format": FORMAT,
             "version": VERSION,
             **self.plan,
-            "statistics": {name: statistics_of(found[name] for found in done) for name in ARRAYS},
+            "statistics": {name: statistics_of(sums[name]) for name in ARRAYS},
+            "split_statistics": {
+                split: {name: statistics_of(part for part in sums[name] if part["split"] == split) for name in ARRAYS}
+                for split, (start, stop) in self.plan["splits"].items()
+                if start < stop
+            },
             "files": files,
         }
         if self.plan["dtype"] == "float16":
-            manifest["float16_error"] = float16_error_of(found["records"] for found in done)
+            manifest["float16_error"] = float16_error_of(sums["records"])
         manifest["sha256"] = digest_of(manifest)
         group = {"zarr_format": 3, "node_type": "group", "attributes": manifest}
         for leftover in self.part.rglob(".*.tmp"):

@@ -17,7 +17,9 @@ from hpfwi.errors import DataError
 from hpfwi.store.shards import Layout
 
 FORMAT = "hpfwi-pairs"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""Version 1 had no statistics of its splits."""
 ARRAYS = ("records", "models")
 PLAN = "plan.json"
 DONE = "done"
@@ -58,10 +60,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = "it has no zarr.json" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
         raise DataError(f"{path} is no store of pairs ({reason}): make one with `hpfwi data`.") from error
-    if stated != (FORMAT, VERSION):
+    if stated[0] != FORMAT or stated[1] not in READABLE:
         raise DataError(
-            f"{path} is {stated[0]!r} version {stated[1]!r}, and this program reads {FORMAT!r} version {VERSION}: make "
-            "the store again."
+            f"{path} is {stated[0]!r} version {stated[1]!r}, and this program reads {FORMAT!r} versions "
+            f"{' and '.join(map(str, READABLE))}: make the store again."
         )
     if manifest.get("sha256") != digest_of(manifest):
         raise DataError(
@@ -91,11 +93,14 @@ def read_plan(part: Path) -> tuple[dict[str, Any], str]:
 
 
 def done_shard(part: Path, plan: Mapping[str, Any], shard: int) -> dict[str, Any] | None:
-    """What was noted when a shard was whole; None where it is not, or its files have other sizes now."""
+    """What was noted when a shard was whole; None where it is not, or its files have other sizes now.
+
+    A note of version 1, without the sums of each split, counts as none: the shard is written again.
+    """
     try:
         done = json.loads((part / DONE / f"{shard}.json").read_bytes())
         sizes = [
-            (part / name / layout.file_of(shard)).stat().st_size == done[name]["bytes"]
+            (part / name / layout.file_of(shard)).stat().st_size == done[name]["bytes"] and bool(done[name]["sums"])
             for name, layout in layouts_of(plan).items()
         ]
     except (OSError, ValueError, KeyError, TypeError):

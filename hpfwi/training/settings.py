@@ -186,9 +186,14 @@ def resolved(config: TrainConfig, store: PairStore) -> TrainConfig:
     """The configuration with what the store decides filled in, so that a run folder can be used without the store.
 
     These are the shapes of records and model, and the ranges of velocity and amplitude that normalise: the least and
-    largest values of the whole store, as its manifest states them.
+    largest values of the split that trains, whose last samples may validate. No other split has a say in them.
     """
-    ranges = {name: (values["min"], values["max"]) for name, values in store.statistics.items()}
+
+    def extremes(name: str) -> tuple[float, float]:
+        split_of(store, config.data.train)
+        values = store.split_statistics(name, config.data.train)
+        return values["min"], values["max"]
+
     shapes = {"records_shape": store.records_shape, "model_shape": store.model_shape}
     for name, shape in shapes.items():
         asked = getattr(config.network, name)
@@ -199,8 +204,8 @@ def resolved(config: TrainConfig, store: PairStore) -> TrainConfig:
     scale = config.training.normalisation
     scale = scale.model_copy(
         update={
-            "range_mps": scale.range_mps or (ranges["models"] if scale.normalisation == "range" else None),
-            "amplitudes": scale.amplitudes or (ranges["records"] if scale.records == "log" else None),
+            "range_mps": scale.range_mps or (extremes("models") if scale.normalisation == "range" else None),
+            "amplitudes": scale.amplitudes or (extremes("records") if scale.records == "log" else None),
         }
     )
     return config.model_copy(

@@ -10,6 +10,7 @@ import pickle
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,30 @@ def test_a_store_says_what_it_holds(store: PairStore) -> None:
     assert sorted(os.listdir(store.path)) == ["models", "records", "zarr.json"]
     assert len(store.manifest["files"]) == 2 * 3 + 2
     assert store.read([])[0].shape == (0, *RECORDS)
+
+
+def test_every_split_has_statistics_of_its_own(store: PairStore) -> None:
+    """The splits meet in the middle of a shard; a store of version 1, which states none, reads its samples."""
+    older = {key: value for key, value in store.manifest.items() if key != "split_statistics"}
+    for split, samples in store.splits.items():
+        for name, array in zip(("records", "models"), values(), strict=True):
+            wide = array[samples.start : samples.stop].astype(np.float64)
+            expected = {"min": wide.min(), "max": wide.max(), "mean": wide.mean(), "std": wide.std()}
+            for one in (store, replace(store, manifest=older)):
+                found = one.split_statistics(name, split)
+                assert found == pytest.approx(expected, rel=1e-11, abs=1e-12)
+                assert (found["min"], found["max"]) == (expected["min"], expected["max"])
+
+
+def test_a_shard_whose_note_lacks_the_sums_of_splits_is_written_again(tmp_path: Path) -> None:
+    writer = fill(begin(tmp_path / "toy.zarr"))
+    note = writer.part / "done" / "1.json"
+    done = json.loads(note.read_text())
+    for name in ("records", "models"):
+        done[name] = {"bytes": done[name]["bytes"], "sha256": done[name]["sha256"], "min": 0.0}
+    note.write_text(json.dumps(done))
+    assert writer.missing() == [range(10, 20)]
+    assert fill(writer).finish().split_statistics("models", "train")["min"] >= 1500
 
 
 def test_the_error_of_float16_is_measured(tmp_path: Path) -> None:
@@ -384,7 +409,8 @@ def test_samples_that_do_not_exist(store: PairStore) -> None:
     ("key", "value", "words"),
     [
         ("samples", 10**12, "does not match its own sha256"),
-        ("format", "other", "is 'other' version 1, and this program reads 'hpfwi-pairs' version 1"),
+        ("format", "other", "is 'other' version 2, and this program reads 'hpfwi-pairs' versions 1 and 2"),
+        ("version", 3, "is 'hpfwi-pairs' version 3, and this program reads 'hpfwi-pairs' versions 1 and 2"),
     ],
 )
 def test_a_manifest_that_was_changed(store: PairStore, key: str, value: Any, words: str) -> None:
