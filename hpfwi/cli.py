@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpfwi import __version__
+from hpfwi.cli_bench import register as register_bench
 from hpfwi.cli_data import app as data_app
 from hpfwi.cli_train import register as register_training
 from hpfwi.errors import ConfigError, HpfwiError, Stopped
@@ -317,6 +318,7 @@ def _console() -> Console:
 
 
 register_training(app)
+register_bench(app)
 
 
 def main() -> None:

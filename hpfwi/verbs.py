@@ -14,8 +14,13 @@ from hpfwi.errors import EXIT_CLUSTER, EXIT_DATA, HpfwiError
 EXIT_INTERRUPTED = 130
 
 
-def verb_of(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator that registers a function with `app` as the command of its name, guarded against its errors."""
+def verb_of(
+    app: typer.Typer, *, context_settings: dict[str, Any] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that registers a function with `app` as the command of its name, guarded against its errors.
+
+    context_settings    what the command's parser is to do differently; None: what the app's others do
+    """
 
     def verb(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -31,7 +36,7 @@ def verb_of(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
                 typer.echo(sentence, err=True)
                 raise typer.Exit(code) from None
 
-        return app.command(function.__name__)(guarded)
+        return app.command(function.__name__, context_settings=context_settings)(guarded)
 
     return verb
 
