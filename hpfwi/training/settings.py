@@ -70,6 +70,11 @@ class TrainingSettings(BaseModel):
         allow_inf_nan=False,
         description="Standard deviation of Gaussian noise added to training records, in the records' unit.",
     )
+    curriculum: tuple[int, int, int] | None = Field(
+        default=None,
+        description="Epochs of DD-Net's stages, such as [10, 10, 120]: copies of the middle shot, partly noisy or "
+        'gained; plain copies of it; the true records, until the run ends. "none" shows the true records throughout.',
+    )
     critic_steps: int = Field(
         default=5, ge=1, description="Steps of the critic for one of the generator; for velocitygan alone."
     )
@@ -106,6 +111,15 @@ class TrainingSettings(BaseModel):
         if self.slices > self.batch:
             raise ValueError(
                 f"slices={self.slices} of a batch of {self.batch} leaves some empty; take at most that many"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_of_the_curriculum(self) -> Self:
+        if self.curriculum is not None and (min(self.curriculum) < 0 or sum(self.curriculum[:2]) >= self.epochs):
+            raise ValueError(
+                f"curriculum={list(self.curriculum)} leaves none of {self.epochs} epochs for the true records; lower "
+                "its first two numbers or train longer"
             )
         return self
 

@@ -20,12 +20,13 @@ from hpfwi.networks.build import build_network
 from hpfwi.networks.velocitygan import VelocityGan
 from hpfwi.store.openfwi import PairStore, open_pairs
 from hpfwi.training.batches import Batches, Slice, slice_of
+from hpfwi.training.curriculum import simplified
 from hpfwi.training.edges import edge_masks
 from hpfwi.training.forward import outputs_of, scale_of, velocities_of
 from hpfwi.training.losses import critic_terms, loss_terms, needs_edges
 from hpfwi.training.metrics import scores_in_mps
 from hpfwi.training.replicas import Replicas, put_weights, take_total, trained_parameters, vector_of, weights_of
-from hpfwi.training.schedule import generator_moves, learning_rate
+from hpfwi.training.schedule import curriculum_stage, generator_moves, learning_rate
 from hpfwi.training.settings import TrainConfig, load_train_config, samples_of
 from hpfwi.training.trained import AVERAGE, NETWORK, OPTIMISER
 
@@ -200,6 +201,9 @@ class TrainingTask:
         edges = self._edges(taken.models)
         target = scale_of(settings, taken.models).normalised(taken.models)
         records = taken.records
+        if settings.curriculum is not None:
+            stage = curriculum_stage(taken.epoch, settings.curriculum)
+            records = simplified(records, stage, _generator(settings.seed, taken, stream=2))
         if settings.records_noise:
             records = records + noise_of(settings.seed, taken, settings.records_noise)
         assert self._step is not None

@@ -174,6 +174,20 @@ def test_noise_is_added_to_training_records_and_to_no_others(make: Callable[...,
     assert quiet.judge(0) == noisy.judge(0)
 
 
+def test_a_curriculum_shows_other_records_in_its_first_epochs(make: Callable[..., TrainingTask]) -> None:
+    """Three steps an epoch: the third epoch is the first with the true records."""
+    plain = make(training__epochs=3)
+    staged = make(training__epochs=3, training__curriculum="[1, 1, 1]")
+    gradients = []
+    for task in (plain, staged):
+        for number in (0, 3, 6):
+            task.begin(number)
+            gradients.append(task.gradient(1)[0])
+    assert not np.array_equal(gradients[0], gradients[3])
+    assert not np.array_equal(gradients[1], gradients[4])
+    assert np.array_equal(gradients[2], gradients[5])
+
+
 def test_every_slice_has_noise_of_its_own() -> None:
     records = torch.zeros(2, 3, 50, 20)
     places = [(7, 0, 0, 0), (8, 0, 0, 0), (7, 1, 0, 0), (7, 0, 1, 0), (7, 0, 0, 1)]
