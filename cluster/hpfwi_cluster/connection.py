@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from hpfwi_cluster.addresses import LOOPBACK
 from hpfwi_cluster.errors import StartFailed
 from hpfwi_cluster.ray_library import ray
+from hpfwi_cluster.security import keep_own_token_private, require_token_mode
 from hpfwi_cluster.settings import ClusterSettings, usable_cores
 
-LOOPBACK = "127.0.0.1"
+_POLL_S = 0.5
 
 
 @dataclass
@@ -47,8 +50,10 @@ class Connection:
 def connect(settings: ClusterSettings, cores: int) -> Connection:
     """Connect this process to Ray.
 
-    cores   cores a cluster started here has to offer; it offers at least the usable ones
-    raises  StartFailed when the cluster named by `address` or RAY_ADDRESS does not answer
+    cores   cores the workers need. A cluster started here offers at least the usable ones; one that is joined gets
+            start_timeout_s to gather them, because the nodes of a job arrive one by one
+    raises  StartFailed: the cluster named by `address` or RAY_ADDRESS does not answer; no cluster is named although
+            this is one of several nodes of a job; a cluster started here would have no token
     """
     if ray.is_initialized():
         return Connection(owned=False, joined=False, host=ray.util.get_node_ip_address())
@@ -63,7 +68,11 @@ def connect(settings: ClusterSettings, cores: int) -> Connection:
                 "this machine reaches it and that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH is the one of the cluster."
             ) from error
         connection = Connection(owned=False, joined=True, host=ray.util.get_node_ip_address())
+        _gather(cores, settings.start_timeout_s)
     else:
+        _refuse_one_of_many_nodes()
+        require_token_mode(os.environ)
+        keep_own_token_private()
         ray.init(
             address="local",
             num_cpus=max(cores, usable_cores()),
@@ -77,6 +86,23 @@ def connect(settings: ClusterSettings, cores: int) -> Connection:
     _keep_handler(before)
     _mute_death_notices()
     return connection
+
+
+def _gather(cores: int, timeout_s: float) -> None:
+    """Wait until the cluster has so many cores, free or not, or the time is over; the group judges what is there."""
+    deadline_s = time.monotonic() + timeout_s
+    while ray.cluster_resources().get("CPU", 0) < cores and time.monotonic() < deadline_s:
+        time.sleep(_POLL_S)
+
+
+def _refuse_one_of_many_nodes() -> None:
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    if nodes.isdigit() and int(nodes) > 1:
+        raise StartFailed(
+            f"This job has {nodes} nodes and no Ray cluster over them (RAY_ADDRESS is not set), so this process would "
+            "use one node of them: start it through `srun python -m hpfwi_cluster.launch --job FOLDER -- …`, or set "
+            "SLURM_JOB_NUM_NODES=1 to mean it."
+        )
 
 
 def _keep_handler(before: object) -> None:
