@@ -1,8 +1,8 @@
 """Runs on clusters of several nodes, one of which is killed or cut off in the middle: the same bits as undisturbed.
 
 Each node is a network namespace of this machine with an address of its own, and the launcher starts Ray on it as it
-does in a job. Where namespaces cannot be made, the nodes are Ray's own test cluster and the reason is printed. The first
-test always runs; HPFWI_MULTI_NODE=1 adds the others, which take minutes.
+does in a job. Where namespaces cannot be made, the nodes are Ray's own test cluster and the reason is printed. The
+first test always runs; HPFWI_MULTI_NODE=1 adds the others, which take minutes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ PROGRAM = """
     from hpfwi.config import load_config
     from hpfwi.errors import HpfwiError
     from hpfwi.inversion.invert import invert
-    from hpfwi import checkpoints
-from hpfwi.run_folder import RunFolder
+    from hpfwi.run_folder import RunFolder
     from hpfwi.stop import Stop, on_signals
     from hpfwi.training.settings import load_train_config
     from hpfwi.training.train import train
