@@ -1,7 +1,8 @@
-"""A data set of pairs made here: velocity maps of a family and their records, shard by shard, on any number of workers.
+"""A data set of pairs made here: velocity maps and their records, shard by shard, on any number of workers.
 
-Sample i is a pure function of (family, shape, seed, i) and of how records are made, and shards are fixed by the
-settings, so a store has the same bytes whoever wrote which part of it, and however often it was interrupted.
+Maps are drawn (`DatasetSettings`, a family of `families`) or cut out of a large model (`slices`). Sample i is a pure
+function of the source of maps, of i and of how records are made, and shards are fixed by the settings, so a store has
+the same bytes whoever wrote which part of it, and however often it was interrupted.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpfwi import __version__
@@ -35,6 +38,27 @@ POLL_S = 0.5
 """Time between two looks at how many shards are whole."""
 
 
+class MapSource(Protocol):
+    """Numbered velocity maps, and how their records are made; can be pickled."""
+
+    @property
+    def family(self) -> str: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def splits(self) -> dict[str, range]: ...
+    @property
+    def modelling(self) -> OpenFwiSettings: ...
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Plain JSON values that tell these maps from all others."""
+
+    def velocity(self, sample: int) -> NDArray[np.float32]:
+        """Map of a sample, float32[z, x], m/s; the same whoever asks."""
+
+
 class DatasetSettings(BaseModel):
     """What a generated data set holds."""
 
@@ -54,17 +78,34 @@ class DatasetSettings(BaseModel):
         splits = {"train": range(train), "test": range(train, self.samples)}
         return {name: split for name, split in splits.items() if split}
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the maps are a function of."""
+        return {"family": self.family, "seed": self.seed}
+
+    def velocity(self, sample: int) -> NDArray[np.float32]:
+        """Map of a sample, float32[z, x], m/s; raises ConfigError where it cannot be drawn."""
+        return velocity_map(self.family, self.shape, self.seed, sample)
+
 
 def family_modelling(family: str, overrides: Sequence[str] = ()) -> OpenFwiSettings:
-    """How the records of a family's published sets were made, with some options changed.
-
-    overrides  "name=value" of an option of `OpenFwiSettings`
-    raises     ConfigError: no such family or option, a value that it cannot take
+    """How the records of a family's published sets were made, with some options changed; see `modelling_with`.
 
     >>> family_modelling("curvevel-a", ["steps=500"]).steps
     500
     """
     preset = SEG_MODELLING if default_shape(family) == SEG_SHAPE else OpenFwiSettings()
+    return modelling_with(overrides, preset)
+
+
+def modelling_with(overrides: Sequence[str], preset: OpenFwiSettings | None = None) -> OpenFwiSettings:
+    """How records are made, with some options changed.
+
+    overrides  "name=value" of an option of `OpenFwiSettings`
+    preset     what the others are; None takes those of OpenFWI
+    raises     ConfigError: no such option, a value that it cannot take
+    """
+    preset = OpenFwiSettings() if preset is None else preset
     known = options_of(preset)
     values = preset.model_dump()
     for override in overrides:
@@ -82,7 +123,7 @@ def family_modelling(family: str, overrides: Sequence[str] = ()) -> OpenFwiSetti
 
 def begin_dataset(
     path: str | Path,
-    settings: DatasetSettings,
+    settings: MapSource,
     *,
     dtype: str = "float32",
     compression: Compression = "none",
@@ -98,7 +139,7 @@ def begin_dataset(
             hpfwi_kernels.errors.StabilityError: a time step too long for such cells
     """
     simulator = OpenFwiSimulator(settings.shape, settings.modelling)
-    velocity_map(settings.family, settings.shape, settings.seed, 0)  # refuses what cannot be drawn
+    settings.velocity(0)  # refuses what cannot be drawn
     shots, times, receivers = simulator.records_shape
     if shard_samples is None:
         largest = shard_samples_for(settings.samples, 4 * shots * times * receivers)
@@ -115,14 +156,14 @@ def begin_dataset(
         dtype=dtype,
         compression=compression,
         shard_samples=shard_samples,
-        provenance={"made_by": f"hpfwi {__version__}", "family": settings.family, "seed": settings.seed},
+        provenance={"made_by": f"hpfwi {__version__}", **settings.provenance},
         resume_with=resume_with,
     )
 
 
 def generate(
     writer: PairsWriter,
-    settings: DatasetSettings,
+    settings: MapSource,
     cluster: ClusterSettings,
     *,
     progress: Callable[[int, int], None] = lambda done, samples: None,
@@ -156,7 +197,7 @@ def generate(
 class ShardTask:
     """A rank's part in a data set: an item is the number of a shard's first sample, its work is to write the shard."""
 
-    def __init__(self, writer: PairsWriter, settings: DatasetSettings) -> None:
+    def __init__(self, writer: PairsWriter, settings: MapSource) -> None:
         self._writer = writer
         self._settings = settings
         self._simulator = OpenFwiSimulator(settings.shape, settings.modelling)
@@ -178,7 +219,7 @@ class ShardTask:
         records = np.empty((len(samples), *self._simulator.records_shape), np.float32)
         models = np.empty((len(samples), *settings.shape), np.float32)
         for row, sample in enumerate(samples):
-            models[row] = velocity_map(settings.family, settings.shape, settings.seed, sample)
+            models[row] = settings.velocity(sample)
             records[row] = self._simulator.records(models[row])
         return records, models
 
