@@ -2,7 +2,9 @@
 
 Both codes start from torch tensors and end with records, or with records and the velocity gradient, at the same time
 step, one inner step per sample, the same order and C-PML, and the same steps entering the gradient: every one, or every
-K-th with `--store-every K`. No ratio is printed before hpfwi agrees to 1e-5 with float64 deepwave at these settings.
+K-th with `--store-every K`. `--store-every auto` compares what both do unless told otherwise: deepwave takes every
+step, hpfwi as few as the wavelet's frequencies allow. No ratio is printed before hpfwi agrees to 1e-5 with deepwave in
+float64, which takes the steps that deepwave takes.
 Runs alternate, so a disturbance of the machine meets both; compilation and memory are measured in processes of their
 own. hpfwi's buffers come from one pool, as in an inversion's loop: the first call, which is not timed, touches them;
 deepwave has no such choice and takes fresh memory in every call.
@@ -27,6 +29,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hpfwi.physics.modelling import snapshot_interval
+from hpfwi.physics.source import highest_frequency_hz
 from hpfwi_kernels.acoustic import Scheme
 
 if TYPE_CHECKING:
@@ -61,6 +65,7 @@ CASES = {
     "94x288x1000x13": Case((94, 288), 1000, 13, 30.0, 2.5e-3, 5.0),
     "301x921x1000x2": Case((301, 921), 1000, 2, 10.0, 0.9e-3, 15.0),
     "301x921x2000x1": Case((301, 921), 2000, 1, 10.0, 0.9e-3, 15.0),
+    "301x921x2000x32": Case((301, 921), 2000, 32, 10.0, 0.9e-3, 15.0),
     "70x70x1000x26x5": Case((70, 70), 1000, 130, 10.0, 0.9e-3, 15.0, models=26),
     "128x128x128x100x1": Case((128, 128, 128), 100, 1, 10.0, 0.7e-3, 25.0),
     "20x30x50x2": Case((20, 30), 50, 2, 10.0, 0.9e-3, 15.0),
@@ -80,10 +85,10 @@ def layered(shape: tuple[int, ...]) -> NDArray[np.float64]:
     return layers[(folded * 12).astype(int)]
 
 
-def problem(case: Case, order: int, absorbing: int, store_every: int) -> peers.Problem:
+def problem(case: Case, order: int, absorbing: int, store_every: int | None) -> peers.Problem:
     """Shots spread along row 1, a receiver in every column of row 1, one Ricker wavelet; models differ by 0 to 10 %.
 
-    In 3-D that row is the one of plane 1 in the middle of y.
+    In 3-D that row is the one of plane 1 in the middle of y. Without `store_every` the wavelet decides.
     """
     dimensions = len(case.shape)
 
@@ -105,7 +110,7 @@ def problem(case: Case, order: int, absorbing: int, store_every: int) -> peers.P
         boundary="cpml",
         pml_hz=case.peak_hz,
         max_velocity_mps=4500.0,
-        store_every=store_every,
+        store_every=store_every or snapshot_interval(highest_frequency_hz(wavelet, case.dt_s), case.dt_s),
     )
     velocity = layered(case.shape)
     if case.models > 1:
@@ -117,11 +122,24 @@ def problem(case: Case, order: int, absorbing: int, store_every: int) -> peers.P
 CODES: dict[str, peers.Run] = {"hpfwi": peers.hpfwi, "deepwave": peers.deepwave}
 
 
+def store_every_of(code: str, asked: str) -> int | None:
+    """Time steps between those that enter a code's gradient, None where the wavelet decides."""
+    if asked == "auto":
+        return None if code == "hpfwi" else 1
+    return int(asked)
+
+
+def works(name: str, order: int, options: argparse.Namespace) -> dict[str, peers.Problem]:
+    """The problem as each code is given it."""
+    case, absorbing = CASES[name], options.absorbing
+    return {code: problem(case, order, absorbing, store_every_of(code, options.store_every)) for code in CODES}
+
+
 # Seconds of every run, by kind of work and code.
 Seconds = dict[str, dict[str, list[float]]]
 
 
-def timed(work: peers.Problem, repeats: int, threads: int) -> tuple[Seconds, Seconds]:
+def timed(work: dict[str, peers.Problem], repeats: int, threads: int) -> tuple[Seconds, Seconds]:
     """Wall-clock and processor seconds of every run; codes alternate, and so does who goes first.
 
     With one thread, processor seconds say what a run costs even where other programs want the same cores.
@@ -133,7 +151,7 @@ def timed(work: peers.Problem, repeats: int, threads: int) -> tuple[Seconds, Sec
             for code in list(CODES) if repeat % 2 == 0 else list(CODES)[::-1]:
                 time.sleep(SETTLE_S)
                 begin, begin_processor = time.perf_counter(), time.process_time()
-                CODES[code](work, torch.float32, kind == "gradient", threads)
+                CODES[code](work[code], torch.float32, kind == "gradient", threads)
                 wall[kind][code].append(time.perf_counter() - begin)
                 processor[kind][code].append(time.process_time() - begin_processor)
     return wall, processor
@@ -143,7 +161,7 @@ def child(code: str, name: str, options: argparse.Namespace, order: int, cache: 
     """First-call seconds and peak memory above the imports' of one gradient, in a process of its own."""
     command = [sys.executable, __file__, "--child", code, "--cases", name, "--order", str(order)]
     command += ["--absorbing", str(options.absorbing), "--threads", str(options.threads)]
-    command += ["--store-every", str(options.store_every)]
+    command += ["--store-every", options.store_every]
     environment = os.environ | ({"NUMBA_CACHE_DIR": cache} if cache else {})
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
@@ -151,15 +169,15 @@ def child(code: str, name: str, options: argparse.Namespace, order: int, cache: 
 
 def measure_child(code: str, name: str, options: argparse.Namespace) -> dict[str, float]:
     """What `child` prints: a tiny gradient first (compilation, loading), then the case's own."""
-    order, absorbing, threads, every = options.order[0], options.absorbing, options.threads, options.store_every
-    small = problem(CASES[SMALL[len(CASES[name].shape)]], order, absorbing, every)
+    order, threads = options.order[0], options.threads
+    small = works(SMALL[len(CASES[name].shape)], order, options)[code]
     seconds = []
     for _ in range(2):
         begin = time.perf_counter()
         CODES[code](small, torch.float32, True, threads)
         CODES[code](small, torch.float32, False, threads)
         seconds.append(time.perf_counter() - begin)
-    work = problem(CASES[name], order, absorbing, every)
+    work = works(name, order, options)[code]
     # The kernel's own peak counter, reset first: a new process inherits its parent's peak in getrusage.
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_mb("VmRSS")
@@ -176,9 +194,9 @@ def resident_mb(field: str) -> float:
 def bench(name: str, order: int, options: argparse.Namespace) -> dict:
     """Check one case, then time it. Raises RuntimeError when hpfwi is further than AGREEMENT from float64 deepwave."""
     absorbing, threads = options.absorbing, options.threads
-    work = problem(CASES[name], order, absorbing, options.store_every)
-    expected = peers.truth(work, threads)
-    gaps = {code: peers.gap(run(work, torch.float32, True, threads), expected) for code, run in CODES.items()}
+    work = works(name, order, options)
+    expected = peers.truth(work["deepwave"], threads)
+    gaps = {code: peers.gap(run(work[code], torch.float32, True, threads), expected) for code, run in CODES.items()}
     if max(gaps["hpfwi"]) > AGREEMENT:
         records, gradient = gaps["hpfwi"]
         raise RuntimeError(
@@ -210,8 +228,8 @@ def bench(name: str, order: int, options: argparse.Namespace) -> dict:
         "load": os.getloadavg()[0],
         "order": order,
         "absorbing_cells": absorbing,
-        "inner_steps": work.scheme.substeps,
-        "store_every": work.scheme.store_every,
+        "inner_steps": work["hpfwi"].scheme.substeps,
+        "store_every": {code: one.scheme.store_every for code, one in work.items()},
         "gap_records": {code: pair[0] for code, pair in gaps.items()},
         "gap_gradient": {code: pair[1] for code, pair in gaps.items()},
         "compile_s": compile_s,
@@ -224,6 +242,7 @@ COLUMNS = {
     "case (cells,t,shots)": 20,
     "order": 5,
     "kind": 8,
+    "K": 3,
     "hpfwi s": 8,
     "±": 7,
     "deepwave s": 10,
@@ -255,6 +274,7 @@ def cells(result: dict, kind: str) -> list[str]:
         result["case"],
         str(result["order"]),
         kind,
+        str(result["store_every"]["hpfwi"]) if kind == "gradient" else "",
         f"{middle['hpfwi']:.4f}",
         f"{spread['hpfwi'] / 2:.4f}",
         f"{middle['deepwave']:.4f}",
@@ -278,7 +298,11 @@ def main() -> None:
     parser.add_argument("--order", nargs="+", type=int, default=[4], help="spatial orders (4)")
     parser.add_argument("--absorbing", type=int, default=20, help="cells of C-PML on every side (20)")
     parser.add_argument(
-        "--store-every", type=int, default=1, help="time steps between those that enter the gradient, in both codes (1)"
+        "--store-every",
+        default="1",
+        metavar="K",
+        help='time steps between those that enter the gradient, in both codes; "auto": 1 in deepwave, in hpfwi what '
+        "the wavelet allows, as in an inversion (1)",
     )
     parser.add_argument("--repeats", type=int, default=7, help="interleaved repeats (7)")
     parser.add_argument("--threads", type=int, default=2, help="threads of both codes (2)")

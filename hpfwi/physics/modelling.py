@@ -321,8 +321,7 @@ def _scheme(simulator: Simulator, max_velocity_mps: float, min_velocity_mps: flo
         substeps = settings.substeps
         require_stable(max_velocity_mps, dt_s, grid.spacing_m, settings.order, substeps)
     if settings.store_every == "auto":
-        snapshot_hz = simulator.snapshot_margin * simulator.highest_hz
-        store_every = max(1, math.floor(1 / (2 * snapshot_hz * dt_s / substeps)))
+        store_every = snapshot_interval(simulator.highest_hz, dt_s / substeps, simulator.snapshot_margin)
     else:
         store_every = settings.store_every
     return Scheme(
@@ -338,6 +337,15 @@ def _scheme(simulator: Simulator, max_velocity_mps: float, min_velocity_mps: flo
         substeps=substeps,
         store_every=store_every,
     )
+
+
+def snapshot_interval(highest_hz: float, inner_dt_s: float, margin: float = SNAPSHOT_MARGIN) -> int:
+    """Time steps between snapshots that sample `margin` times the wavelet's highest frequency without aliasing.
+
+    >>> snapshot_interval(37.5, 0.0009)
+    7
+    """
+    return max(1, math.floor(1 / (2 * margin * highest_hz * inner_dt_s)))
 
 
 def _substeps_of_deepwave(simulator: Simulator) -> int:
