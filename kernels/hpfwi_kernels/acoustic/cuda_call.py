@@ -6,7 +6,7 @@ row under a free surface, periodic under a 2-D sponge without one. Kernels take 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,7 @@ from hpfwi_kernels.acoustic.setup import absorbing_layers
 from hpfwi_kernels.stencils import first_derivative, rounded_second_derivative
 
 _ALIGNMENT_BYTES = 256
+_TAPS_OF_PART = 8
 
 BracketType = Literal["float32", "bfloat16"]
 
@@ -37,7 +38,7 @@ class Profile:
     """b' = D1 b, 1/m"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TapArrays:
     """Addresses of the taps of every shot, in two orders: by point to gather from cells, by cell to add to cells.
 
@@ -66,6 +67,20 @@ class TapArrays:
     """[group + 1]"""
     group_taps: int
     """[tap] index into cells, tap_points and weights"""
+    most_groups: int
+    """Groups of the shot that has most (a number)."""
+    parts: int
+    """A part is a run of at most 8 taps of one point in one row (3-D: plane) z; this is their number in all shots."""
+    several: bool
+    """Whether some point has not exactly one part."""
+    point_parts: int
+    """[shots * points + 1] first part of each point"""
+    part_taps: int
+    """[part + 1] first tap of each part"""
+    part_rows: int
+    """[part] its z"""
+    part_points: int
+    """[part] its point where that has no other part, else -1"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +149,16 @@ class Problem:
     def core(self) -> tuple[tuple[int, int], ...]:
         """First and last+1 cell, per axis, of the box whose update no layer touches; may be empty (first >= last).
 
-        Run backwards, the C-PML's memory is what cannot be undone; a sponge's damping is.
+        What cannot be undone is the C-PML's memory, and the sponge's damping. On a periodic grid the box also keeps
+        clear of the edges, so that the cells around it lie inside.
         """
-        reach = self.radius if self.boundary == "cpml" else 0
+        radius, layered = self.radius, self.boundary == "cpml"
+
+        def edge(width: int) -> int:
+            return max(width, radius) if self.periodic else width + radius * (layered and width > 0)
+
         return tuple(
-            (low + reach if low else 0, cells - high - reach if high else cells)
-            for cells, (low, high) in zip(self.shape, self.widths, strict=True)
+            (edge(low), cells - edge(high)) for cells, (low, high) in zip(self.shape, self.widths, strict=True)
         )
 
     @property
@@ -237,8 +256,8 @@ def describe(
         for part in (profile.decay, 1 + profile.gain, profile.gain, profile.slope)
     ]
     sponge = [] if damping is None else [damping.astype(np.float32)]
-    injected, sampled = tap_arrays(sources, scheme), tap_arrays(receivers, scheme)
-    parts = [*layers, *sponge, *injected, *sampled]
+    taps = [tap_arrays(points, scheme) for points in (sources, receivers)]
+    parts = [*layers, *sponge, *(array for one in taps for array in one.values())]
     offsets = _offsets(parts)
     block = np.zeros(offsets[-1], np.uint8)
     for part, offset in zip(parts, offsets, strict=False):
@@ -269,34 +288,59 @@ def describe(
             Profile(decay=next(at), gain_plus_one=next(at), gain=next(at), slope=next(at)) for _ in profiles or ()
         ),
         damping=next(at) if sponge else 0,
-        sources=TapArrays(sources.per_shot, len(injected[1]), *(next(at) for _ in injected)),
-        receivers=TapArrays(receivers.per_shot, len(sampled[1]), *(next(at) for _ in sampled)),
+        sources=_described(sources, taps[0], at),
+        receivers=_described(receivers, taps[1], at),
     )
 
 
-def tap_arrays(points: Points, scheme: Scheme) -> list[NDArray]:
-    """The arrays of TapArrays, in its order: int32, and float32 weights."""
-    shape = np.array(scheme.padded(points.shape))
+def tap_arrays(points: Points, scheme: Scheme) -> dict[str, NDArray]:
+    """The arrays of TapArrays by name: int32, and float32 weights."""
+    shape = scheme.padded(points.shape)
     padded = points.cells + np.array(scheme.absorbing[::2])
-    used = (points.weights != 0) & ((padded >= 0) & (padded < shape)).all(axis=-1)
+    used = (points.weights != 0) & ((padded >= 0) & (padded < np.array(shape))).all(axis=-1)
     shot, point, _ = np.nonzero(used)
-    cells = np.ravel_multi_index(tuple(padded[used].T), tuple(shape))
-    counts = np.bincount(shot * points.per_shot + point, minlength=points.shots * points.per_shot)
+    number, cells = shot * points.per_shot + point, np.ravel_multi_index(tuple(padded[used].T), shape)
+    every = points.shots * points.per_shot
     order = np.lexsort((cells, shot))  # stable: taps of one cell stay in the order of their points
-    ordered = np.stack([shot[order], cells[order]])
-    opens = np.append(True, (ordered[:, 1:] != ordered[:, :-1]).any(axis=0))[: len(order)]
-    groups = np.bincount(ordered[0, opens], minlength=points.shots)
-    starts: list[NDArray] = [
-        _starts(counts),
-        cells,
-        point,
-        points.weights[used].astype(np.float32),
-        _starts(groups),
-        ordered[1, opens],
-        np.append(np.nonzero(opens)[0], len(order)),
-        order,
-    ]
-    return [part if part.dtype == np.float32 else part.astype(np.int32) for part in starts]
+    opens = _changes(shot[order], cells[order])
+    groups = np.bincount(shot[order][opens], minlength=points.shots)
+    rows = cells // math.prod(shape[1:])
+    runs = np.nonzero(_changes(number, rows))[0]
+    lengths = np.diff(np.append(runs, len(cells)))
+    begins = np.nonzero((np.arange(len(cells)) - np.repeat(runs, lengths)) % _TAPS_OF_PART == 0)[0]
+    parts = np.bincount(number[begins], minlength=every)
+    arrays: dict[str, NDArray] = {
+        "point_starts": _starts(np.bincount(number, minlength=every)),
+        "cells": cells,
+        "tap_points": point,
+        "weights": points.weights[used].astype(np.float32),
+        "shot_groups": _starts(groups),
+        "group_cells": cells[order][opens],
+        "group_starts": np.append(np.nonzero(opens)[0], len(order)),
+        "group_taps": order,
+        "point_parts": _starts(parts),
+        "part_taps": np.append(begins, len(cells)),
+        "part_rows": rows[begins],
+        "part_points": np.where(parts[number[begins]] == 1, point[begins], -1),
+    }
+    return {name: part if part.dtype == np.float32 else part.astype(np.int32) for name, part in arrays.items()}
+
+
+def _described(points: Points, arrays: dict[str, NDArray], at: Iterator[int]) -> TapArrays:
+    return TapArrays(
+        points=points.per_shot,
+        taps=len(arrays["cells"]),
+        most_groups=int(np.diff(arrays["shot_groups"]).max()),
+        parts=len(arrays["part_rows"]),
+        several=bool((np.diff(arrays["point_parts"]) != 1).any()),
+        **{name: next(at) for name in arrays},
+    )
+
+
+def _changes(*keys: NDArray) -> NDArray[np.bool_]:
+    """Where a run of equal keys begins."""
+    differs = [key[1:] != key[:-1] for key in keys]
+    return np.append(len(keys[0]) > 0, np.logical_or.reduce(differs))[: len(keys[0])]
 
 
 def _starts(counts: NDArray) -> NDArray:
