@@ -112,21 +112,15 @@ def resume_training(run: RunFolder, overrides: list[str]) -> None:
 def _scales(config: TrainConfig) -> list[str]:
     """What was derived from the store, with the reason."""
     scale = config.training.normalisation
-    lines = []
+    lines, source = [], f"the extremes of split {config.data.train!r}, unless given"
     if scale.range_mps is not None and scale.normalisation == "range":
-        lines.append(
-            "Velocities   {:g} to {:g} m/s are scaled to the ends: the extremes of the store, unless given".format(
-                *scale.range_mps
-            )
-        )
+        low, high = scale.range_mps
+        lines.append(f"Velocities   {low:g} to {high:g} m/s are scaled to the ends: {source}")
     if scale.normalisation == "per-sample":
         lines.append("Velocities   each sample's own range, as published: the network cannot predict m/s")
     if scale.amplitudes is not None:
-        lines.append(
-            "Amplitudes   {:g} to {:g} are scaled to the ends: the extremes of the store, unless given".format(
-                *scale.amplitudes
-            )
-        )
+        low, high = scale.amplitudes
+        lines.append(f"Amplitudes   {low:g} to {high:g} are scaled to the ends: {source}")
     return lines
 
 
@@ -160,6 +154,10 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="PATH.zarr", help="Another store than the run's own.")
     ] = None,
+    lpips: Annotated[
+        Path | None,
+        typer.Option("--lpips", metavar="PATH.safetensors", help="Weights of AlexNet and of LPIPS 0.1, for its score."),
+    ] = None,
     device: On = Device.cpu,
 ) -> None:
     """Score a trained network on samples it has not seen.
@@ -168,13 +166,19 @@ def evaluate(
     profiles through them to RUN/evaluation/SPLIT.
     """
     from hpfwi.training.compare import said
+    from hpfwi.training.evaluate import NOT_COMPUTED, PUBLISHED
     from hpfwi.training.evaluate import evaluate as evaluate_run
 
-    found = evaluate_run(run, split, which=checkpoint.value, data=data, device=device.value, progress=_counted())
+    found = evaluate_run(
+        run, split, which=checkpoint.value, data=data, device=device.value, lpips=lpips, progress=_counted()
+    )
+    typer.echo(f"Velocities   {found.scale}")
     width = max(len(name) for name in found.means)
     for name, mean in found.means.items():
         left_out = f"  ({mean.samples} of {len(found.samples)} samples)" if mean.samples < len(found.samples) else ""
         typer.echo(f"{name:<{width}}  {said(mean)}{left_out}")
+    if lpips is None:
+        typer.echo(f"{f'{PUBLISHED}lpips':<{width}}  {NOT_COMPUTED}: give its weights with --lpips")
     typer.echo(f"Wrote {found.folder}")
 
 

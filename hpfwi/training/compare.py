@@ -23,6 +23,7 @@ SHOWN = ("mae_mps", "rmse_mps", "ssim", "psnr_db", "boundary_mae_mps", "uqi")
 class Row:
     """A run in the table.
 
+    scale       of its velocities, in words
     means       by score
     changes     mean of the run's score minus the first run's, sample by sample; None for the first
     """
@@ -30,6 +31,7 @@ class Row:
     name: str
     network: str
     parameters: int
+    scale: str
     means: dict[str, Mean]
     changes: dict[str, Mean] | None
 
@@ -53,7 +55,8 @@ def compare(runs: Sequence[Path], split: str = "test", *, out: Path = Path("comp
     for number, (summary, _, scores) in enumerate(found):
         changes = {name: mean_of(scores[name] - first_scores[name]) for name in SHOWN} if number else None
         means = {name: mean_of(scores[name]) for name in SHOWN}
-        rows.append(Row(_label(runs, number), summary["network"], summary["parameters"], means, changes))
+        scale = summary.get("scale", summary["normalisation"])
+        rows.append(Row(_label(runs, number), summary["network"], summary["parameters"], scale, means, changes))
     draw_comparison(
         out,
         [row.name for row in rows],
@@ -65,7 +68,7 @@ def compare(runs: Sequence[Path], split: str = "test", *, out: Path = Path("comp
 
 
 def as_text(rows: Sequence[Row]) -> list[str]:
-    """The table: mean ± half of the 95 % confidence interval, and below it the change from the first run."""
+    """The table: mean ± half of the 95 % confidence interval, the change from the first run, and the scales."""
     header = ["run", "network", "parameters", *SHOWN]
     lines = [header]
     for row in rows:
@@ -73,7 +76,8 @@ def as_text(rows: Sequence[Row]) -> list[str]:
         if row.changes is not None:
             lines.append(["", "", "- first run", *(said(row.changes[name], sign="+") for name in SHOWN)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [*table, *(f"{row.name}: velocities on {row.scale}" for row in rows)]
 
 
 def _read(run: Path, split: str) -> tuple[dict[str, Any], tuple[int, ...], Scores]:

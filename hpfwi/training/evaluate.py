@@ -17,7 +17,9 @@ from hpfwi.errors import ConfigError, DataError
 from hpfwi.store.atomic import new_folder
 from hpfwi.store.openfwi import PairStore, open_pairs
 from hpfwi.training.forward import in_mps
+from hpfwi.training.lpips import Lpips, read_lpips
 from hpfwi.training.metrics import Scores, published_scores, scores_in_mps
+from hpfwi.training.normalise import scale_in_words
 from hpfwi.training.pictures import draw_predictions, draw_profiles
 from hpfwi.training.settings import VALIDATION, TrainConfig, samples_of, split_of
 from hpfwi.training.trained import Trained, Which, open_trained
@@ -26,6 +28,7 @@ CONFIDENCE = 0.95
 EVALUATION = "evaluation"
 PUBLISHED = "published_"
 """Prefix of the scores as AMFMS and its rivals publish them, which are not comparable with those in m/s."""
+NOT_COMPUTED = "not computed"
 _AT_ONCE = 64
 """Samples read at a time: about 100 MB of OpenFWI's records."""
 
@@ -48,12 +51,14 @@ class Evaluation:
 
     samples     numbers in the store, in the order of the scores
     scores      by name, float64[sample]
+    scale       of the network's velocities, in words
     """
 
     folder: Path
     samples: tuple[int, ...]
     scores: Scores
     means: dict[str, Mean]
+    scale: str
 
 
 def evaluate(
@@ -63,6 +68,7 @@ def evaluate(
     which: Which = "best",
     data: Path | None = None,
     device: str = "cpu",
+    lpips: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, samples: None,
 ) -> Evaluation:
     """Score a trained network and write RUN/evaluation/SPLIT/: scores.csv, summary.json and two figures.
@@ -70,10 +76,13 @@ def evaluate(
     split       of the store, or 'validation', the samples that validated the training
     which       checkpoint
     data        another store than the one the network was trained on
+    lpips       weights of the perceptual distance (see `hpfwi.training.lpips`); None: it is not computed
     progress    told after every part how many samples of how many are done
 
-    raises      ConfigError: no such split, or it holds samples that trained; DataError: another shape of records
+    raises      ConfigError: no such split, or it holds samples that trained; DataError: another shape of records,
+                weights that cannot be used
     """
+    perceptual = None if lpips is None else read_lpips(lpips)
     trained = open_trained(run, which, device=device)
     store = open_pairs(data or trained.config.data.pairs)
     samples = _samples(trained.config, store, split, own=data is None)
@@ -86,12 +95,14 @@ def evaluate(
     for first in range(0, len(samples), _AT_ONCE):
         part = samples[first : first + _AT_ONCE]
         predicted, true = _predicted(trained, store, part)
-        parts.append(_all_scores(trained.config, predicted, true))
+        parts.append(_all_scores(trained.config, predicted, true, perceptual))
         progress(first + len(part), len(samples))
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     name = split if data is None else f"{split}-of-{store.path.stem}"
     folder = run / EVALUATION / name
-    found = Evaluation(folder, tuple(samples), scores, {name: mean_of(values) for name, values in scores.items()})
+    means = {name: mean_of(values) for name, values in scores.items()}
+    scale = scale_in_words(trained.config.training.normalisation)
+    found = Evaluation(folder, tuple(samples), scores, means, scale)
     summary = {
         "run": trained.config.name,
         "network": trained.config.network.name,
@@ -104,6 +115,8 @@ def evaluate(
         "samples": len(samples),
         "confidence": CONFIDENCE,
         "normalisation": trained.config.training.normalisation.normalisation,
+        "scale": scale,
+        "lpips": NOT_COMPUTED if lpips is None else str(lpips),
         "means": {name: _finite(asdict(mean)) for name, mean in found.means.items()},
     }
     title = f"{trained.config.name} on {store.family}, {split}, after step {trained.step}"
@@ -170,9 +183,11 @@ def _predicted(
     return in_mps(trained.config.training, trained.predict(records), true), true
 
 
-def _all_scores(config: TrainConfig, predicted: NDArray[np.float32], true: NDArray[np.float32]) -> Scores:
+def _all_scores(
+    config: TrainConfig, predicted: NDArray[np.float32], true: NDArray[np.float32], lpips: Lpips | None
+) -> Scores:
     per_sample = config.training.normalisation.normalisation != "none"
-    published = published_scores(predicted, true, per_sample=per_sample)
+    published = published_scores(predicted, true, per_sample=per_sample, lpips=lpips)
     return scores_in_mps(predicted, true) | {f"{PUBLISHED}{name}": values for name, values in published.items()}
 
 

@@ -48,6 +48,22 @@ class NormalisationSettings(BaseModel):
         return self
 
 
+def scale_in_words(settings: NormalisationSettings) -> str:
+    """The scale of velocities, for reports: which one, and its ends where they are fixed.
+
+    >>> scale_in_words(NormalisationSettings(range_mps=(1500, 4500)))
+    'range: 1500 to 4500 m/s on [0, 1]'
+    """
+    unit = "[-1, 1]" if settings.signed else "[0, 1]"
+    if settings.normalisation == "per-sample":
+        return f"per-sample: each true model's own range on {unit}, so scores take that range from the answer"
+    if settings.normalisation == "none":
+        return "none: m/s"
+    if settings.range_mps is None:
+        return f"range: that of the training split on {unit}"
+    return "range: {:g} to {:g} m/s on {}".format(*settings.range_mps, unit)
+
+
 @dataclass(frozen=True, eq=False)
 class VelocityScale:
     """The linear scale of a batch: low_mps is mapped to 0, or -1 if signed, and high_mps to 1.

@@ -126,6 +126,7 @@ class _Run:
         self.seconds = 0.0
         self.exponent: int | None = None
         self.epoch_sums: dict[str, float] = {}
+        self.epoch_times: dict[str, float] = {}
         self.best: dict[str, Any] | None = None
         self.saved: _Saved
 
@@ -238,14 +239,20 @@ class _Run:
             for name in parts[0]
             if name not in _NO_TERM
         }
-        for name, value in terms.items():
-            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
-        self.done = step + 1
         spent_s = math.fsum(part["seconds"] for part in parts)
+        times = {
+            "seconds": result.seconds,
+            "spent_s": spent_s,
+            "waited_s": math.fsum(part["waited_s"] for part in parts),
+        }
+        for sums, values in ((self.epoch_sums, terms), (self.epoch_times, times)):
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value
+        self.done = step + 1
         speed = {
             "samples_per_s": self.settings.batch / result.seconds,
             "wait_share": result.wait_share,
-            "data_wait_share": math.fsum(part["waited_s"] for part in parts) / spent_s if spent_s > 0 else 0.0,
+            "data_wait_share": _share(times["waited_s"], spent_s),
         }
         if self.done % self.settings.log_every == 0 or self.done % self.per_epoch == 0:
             rate = self._rate(step)
@@ -256,6 +263,11 @@ class _Run:
         """Validate where it is due, say how the epoch went, and leave a checkpoint."""
         epoch = self.done // self.per_epoch - 1
         means = {name: value / self.per_epoch for name, value in self.epoch_sums.items()}
+        times = self.epoch_times
+        speed = {
+            "samples_per_s": self.per_epoch * self.settings.batch / times["seconds"],
+            "data_wait_share": _share(times["waited_s"], times["spent_s"]),
+        }
         due = (epoch + 1) % self.settings.validate_every == 0 or self.done == self.steps
         validation = self._validate(group, epoch) if due else None
         state = group.state()
@@ -263,14 +275,21 @@ class _Run:
             self.best = {"epoch": epoch, "iteration": self.done, "validation": validation}
         rate = self._rate(self.done - 1)
         self._log(
-            "epoch", iteration=self.done - 1, epoch=epoch, **means, learning_rate=rate, validation=validation or {}
+            "epoch",
+            iteration=self.done - 1,
+            epoch=epoch,
+            **means,
+            learning_rate=rate,
+            **speed,
+            validation=validation or {},
         )
         judged = "" if validation is None else f"  validation {validation['loss']:.4g}, {validation['mae_mps']:.1f} m/s"
         self.say(
             f"epoch {epoch + 1}/{self.settings.epochs}  loss {means['loss']:.4g}{judged}  rate {rate:.3g}  "
-            f"after {clock(self.seconds)}"
+            f"{speed['samples_per_s']:.3g} samples/s  waiting for data {speed['data_wait_share']:.0%}  "
+            f"after {clock(self.seconds)}".replace("%", " %")
         )
-        self.epoch_sums = {}
+        self.epoch_sums, self.epoch_times = {}, {}
         self._save(state, score=None if validation is None else validation["loss"])
         if validation is not None and self.settings.shown_samples:
             self._draw(state)
@@ -304,6 +323,7 @@ class _Run:
             "exponent": self.exponent,
             "seconds": self.seconds,
             "epoch_sums": self.epoch_sums,
+            "epoch_times": self.epoch_times,
             "best": self.best,
         }
         if score is not None:
@@ -318,6 +338,7 @@ class _Run:
         """Take everything back to the last checkpoint; a course that was left leaves no trace."""
         self.done, self.exponent = self.saved.done, self.saved.exponent
         self.epoch_sums = dict(self.saved.meta["epoch_sums"])
+        self.epoch_times = dict(self.saved.meta.get("epoch_times", {}))
         self.best = self.saved.meta["best"]
         self._forget_after(self.done)
 
@@ -347,6 +368,10 @@ class _Run:
             f"loss {facts['loss']:.4g}  {facts['samples_per_s']:.3g} samples/s  "
             f"waiting {facts['wait_share']:.0%}, for data {facts['data_wait_share']:.0%}{left}"
         ).replace("%", " %")
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
 
 
 def _parameters(network: torch.nn.Module) -> int:

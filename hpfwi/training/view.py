@@ -33,7 +33,7 @@ class TrainingView(TensorBoardView):
         for name, value in event.items():
             if name in _NOT_PLOTTED:
                 continue
-            table = "speed" if name in _SPEED else "training" if event["kind"] == "step" else "epoch"
+            table = "epoch" if event["kind"] == "epoch" else "speed" if name in _SPEED else "training"
             self._diagnostic(f"{table}/{name}", value, event["iteration"], event["time"])
 
     def figure(self, path: Path) -> None:

@@ -122,7 +122,8 @@ def bits(path: Path) -> Bits:
     found = checkpoints.load_latest(path / "checkpoints")
     assert found is not None
     kept: Bits = {name: (value.dtype.str, value.shape, value.tobytes()) for name, value in found.tensors.items()}
-    kept |= {name: value for name, value in found.meta.items() if name != "seconds"} | {"done": found.iteration}
+    kept |= {name: value for name, value in found.meta.items() if name not in ("seconds", "epoch_times")}
+    kept |= {"done": found.iteration}
     best = open_trained(path).network.state_dict()
     kept |= {f"best {name}": value.numpy().tobytes() for name, value in best.items()}
     kept["events"] = [
@@ -151,6 +152,9 @@ def test_a_run_leaves_what_its_user_and_a_resume_need(whole: Path) -> None:
     for number, epoch in enumerate(epochs):
         mean = np.mean([event["loss"] for event in steps[3 * number : 3 * number + 3]])
         assert epoch["loss"] == pytest.approx(mean, rel=1e-12)
+        times = [event["seconds"] for event in steps[3 * number : 3 * number + 3]]
+        assert epoch["samples_per_s"] == pytest.approx(18 / sum(times))
+        assert 0 <= epoch["data_wait_share"] <= 1
     assert steps[-1]["loss"] < steps[0]["loss"]
     best = min(epochs, key=lambda event: event["validation"]["loss"])
     assert done["best_epoch"] == best["epoch"] + 1
@@ -163,7 +167,7 @@ def test_tensorboard_shows_losses_rates_speeds_and_pictures(whole: Path) -> None
     found = EventAccumulator(str(whole / "tb"), size_guidance={IMAGES: 0}).Reload()
     tags = set(found.Tags()["scalars"])
     assert tags >= {"training/loss", "training/learning_rate", "speed/samples_per_s", "speed/data_wait_share"}
-    assert tags >= {"epoch/loss", "epoch/validation/loss", "epoch/validation/mae_mps"}
+    assert tags >= {"epoch/loss", "epoch/validation/loss", "epoch/validation/mae_mps", "epoch/data_wait_share"}
     assert [event.step for event in found.Images("validation")] == [3, 6]
     assert sorted(file.name for file in (whole / "figures").iterdir()) == [
         "validation-00000003.png",
@@ -266,7 +270,11 @@ def test_the_commands_from_training_to_comparison(
     assert "was not evaluated" in command("compare", whole, "runs/other", code=3)
 
     for run in (whole, Path("runs/other")):
-        assert f"Wrote {run / 'evaluation' / 'test'}" in command("evaluate", run)
+        told = command("evaluate", run)
+        assert f"Wrote {run / 'evaluation' / 'test'}" in told
+        assert "Velocities   range: 1500 to 3000 m/s on [0, 1]" in told
+        (lpips,) = [line for line in told.splitlines() if line.startswith("published_lpips ")]
+        assert lpips.endswith("  not computed: give its weights with --lpips")
     folder = whole / "evaluation" / "test"
     assert {file.name for file in folder.iterdir()} == {"scores.csv", "summary.json", "predictions.png", "profiles.png"}
     rows = list(csv.DictReader((folder / "scores.csv").read_text().splitlines()))
@@ -288,7 +296,10 @@ def test_the_commands_from_training_to_comparison(
     assert "this network takes" in command("predict", whole, "wrong.npy", "wrong-out.npy", code=3)
     assert not Path("wrong-out.npy").exists()
 
+    assert (summary["scale"], summary["lpips"]) == ("range: 1500 to 3000 m/s on [0, 1]", "not computed")
+    assert "cannot be read" in command("evaluate", whole, "--lpips", "records.npy", code=3)
     table = command("compare", whole, "runs/other").splitlines()
+    assert table[4:6] == [f"{name}: velocities on range: 1500 to 3000 m/s on [0, 1]" for name in ("tiny", "other")]
     assert [line.split()[0] for line in table[1:3]] == ["tiny", "other"]
     assert "- first run" in table[3]
     assert Path("comparison.png").stat().st_size > 1000
