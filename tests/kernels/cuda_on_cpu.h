@@ -1,21 +1,30 @@
-// Runs CUDA C++ kernels on the processor: each thread of a block is a fiber, a barrier hands over to the next one.
+// Runs CUDA C++ kernels on the processor: each thread is a fiber, a barrier hands over to the next one.
 //
-// Between two barriers threads run one after the other, first to last or, with `backwards`, last to first: a missing
-// barrier then changes the result. Shared memory holds NaN before each block. A block whose threads do not all reach the
-// same barrier is an error. Not covered: memory ordering between barriers, bank conflicts, occupancy.
+// Between two barriers threads run one after the other: first to last (order 0), last to first (1), or in an order drawn
+// anew at every barrier from the seed `order`: a missing barrier then changes the result. Shared memory holds NaN before
+// each launch of a team. Barriers count arrivals: where some threads of a block, or some blocks of a team, wait at
+// another barrier than the others, or have ended, the launch fails. Blocks that wait for each other (a cluster, or a grid
+// that is all resident) are run together, and each has shared memory of its own. Not covered: memory ordering between
+// barriers, bank conflicts, occupancy.
 #pragma once
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <limits>
+#include <random>
 #include <vector>
 
 #define __device__
 #define __global__
 #define __shared__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
+
+using std::max;
+using std::min;
 
 struct Index {
     unsigned x = 0, y = 0, z = 0;
@@ -23,57 +32,89 @@ struct Index {
 
 static Index threadIdx, blockIdx, blockDim, gridDim;
 static const unsigned SHARED_FLOATS = 1 << 16;
-float memory[SHARED_FLOATS];
+alignas(16) float memory[SHARED_FLOATS];
 
 namespace fibers {
+enum State { READY, AT_BLOCK, AT_TEAM, ENDED };
+
 static ucontext_t scheduler;
 static std::vector<ucontext_t> contexts;
-static std::vector<bool> finished;
-static unsigned running;
+static std::vector<State> states;
+static std::vector<float*> shared;  // of each block of the running team
+static unsigned running, threads_of_block;
 static const std::function<void()>* body;
 
 static void enter() {
     (*body)();
-    finished[running] = true;
+    states[running] = ENDED;
     swapcontext(&contexts[running], &scheduler);
 }
 
-// Returns false where threads of a block did not reach the same barrier.
-static bool block(unsigned threads, bool backwards, const std::function<void()>& kernel) {
+static void wait(State at) {
+    states[running] = at;
+    swapcontext(&contexts[running], &scheduler);
+}
+
+// Lets the fibers of a range go where all of them are at the same barrier.
+static bool release(unsigned first, unsigned last, State barrier) {
+    for (unsigned n = first; n < last; ++n)
+        if (states[n] != barrier) return false;
+    std::fill(states.begin() + first, states.begin() + last, READY);
+    return true;
+}
+
+// Runs blocks `first` to `first + blocks` - 1 together; false where their threads did not reach the same barrier.
+static bool team(unsigned first, unsigned blocks, unsigned threads, unsigned order, const std::function<void()>& kernel) {
     static std::vector<std::vector<char>> stacks;
-    if (stacks.size() < threads) stacks.resize(threads, std::vector<char>(1 << 16));
-    contexts.assign(threads, ucontext_t());
-    finished.assign(threads, false);
+    static std::vector<std::vector<float>> more_memory;
+    const unsigned all = blocks * threads;
+    if (stacks.size() < all) stacks.resize(all, std::vector<char>(1 << 16));
+    if (more_memory.size() + 1 < blocks) more_memory.resize(blocks - 1, std::vector<float>(SHARED_FLOATS + 4));
+    contexts.assign(all, ucontext_t());
+    states.assign(all, READY);
+    shared.assign(1, memory);
+    for (unsigned n = 1; n < blocks; ++n) {
+        const uintptr_t start = reinterpret_cast<uintptr_t>(more_memory[n - 1].data());
+        shared.push_back(reinterpret_cast<float*>((start + 15) / 16 * 16));
+    }
+    for (float* cells : shared) std::fill(cells, cells + SHARED_FLOATS, std::numeric_limits<float>::quiet_NaN());
     body = &kernel;
-    for (float& cell : memory) cell = std::numeric_limits<float>::quiet_NaN();
-    for (unsigned n = 0; n < threads; ++n) {
+    threads_of_block = threads;
+    std::vector<unsigned> turns(all);
+    for (unsigned n = 0; n < all; ++n) {
+        turns[n] = order == 1 ? all - 1 - n : n;
         getcontext(&contexts[n]);
         contexts[n].uc_stack.ss_sp = stacks[n].data();
         contexts[n].uc_stack.ss_size = stacks[n].size();
         makecontext(&contexts[n], enter, 0);
     }
+    std::mt19937 draw(order);
     for (;;) {
-        unsigned ended = 0;
-        for (unsigned n = 0; n < threads; ++n) {
-            running = backwards ? threads - 1 - n : n;
-            threadIdx.x = running;
-            swapcontext(&scheduler, &contexts[running]);
-            ended += finished[running];
+        if (order > 1) std::shuffle(turns.begin(), turns.end(), draw);
+        for (const unsigned n : turns) {
+            if (states[n] != READY) continue;
+            running = n;
+            threadIdx.x = n % threads;
+            blockIdx.x = first + n / threads;
+            swapcontext(&scheduler, &contexts[n]);
         }
-        if (ended == threads) return true;
-        if (ended != 0) return false;
+        if (std::all_of(states.begin(), states.end(), [](State state) { return state == ENDED; })) return true;
+        bool moves = release(0, all, AT_TEAM);
+        for (unsigned n = 0; n < blocks; ++n) moves |= release(n * threads, (n + 1) * threads, AT_BLOCK);
+        if (!moves) return false;
     }
 }
 
-static bool launch(unsigned blocks, unsigned threads, bool backwards, const std::function<void()>& kernel) {
+// Blocks in teams of `together` that may wait for each other.
+static bool launch(
+    unsigned blocks, unsigned threads, unsigned order, const std::function<void()>& kernel, unsigned together = 1
+) {
     blockDim.x = threads;
     gridDim.x = blocks;
-    for (unsigned n = 0; n < blocks; ++n) {
-        blockIdx.x = n;
-        if (!block(threads, backwards, kernel)) return false;
-    }
+    for (unsigned n = 0; n < blocks; n += together)
+        if (!team(n, together, threads, order, kernel)) return false;
     return true;
 }
 }  // namespace fibers
 
-static void __syncthreads() { swapcontext(&fibers::contexts[fibers::running], &fibers::scheduler); }
+static void __syncthreads() { fibers::wait(fibers::AT_BLOCK); }
