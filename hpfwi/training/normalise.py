@@ -61,7 +61,8 @@ def scale_in_words(settings: NormalisationSettings) -> str:
         return "none: m/s"
     if settings.range_mps is None:
         return f"range: that of the training split on {unit}"
-    return "range: {:g} to {:g} m/s on {}".format(*settings.range_mps, unit)
+    low, high = settings.range_mps
+    return f"range: {low:g} to {high:g} m/s on {unit}"
 
 
 @dataclass(frozen=True, eq=False)
