@@ -15,6 +15,7 @@ import typer
 
 from hpfwi import __version__
 from hpfwi.cli_bench import register as register_bench
+from hpfwi.cli_cluster import register as register_cluster
 from hpfwi.cli_data import app as data_app
 from hpfwi.cli_train import register as register_training
 from hpfwi.errors import ConfigError, HpfwiError, Stopped
@@ -318,6 +319,7 @@ def _console() -> Console:
 
 
 register_training(app)
+register_cluster(app)
 register_bench(app)
 
 

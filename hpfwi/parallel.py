@@ -27,6 +27,9 @@ import numpy as np
 from hpfwi_cluster import ClusterSettings, Group, ItemResult, IterationResult, State, Task, make_group
 from hpfwi_cluster.errors import ClusterError, GroupLost
 from hpfwi_cluster.replica import one_torch_thread
+from hpfwi_cluster.slurm import SlurmJob
+from hpfwi_cluster.slurm import script as job_script
+from hpfwi_cluster.slurm import submit as submit_job
 
 if TYPE_CHECKING:
     from hpfwi.inversion.task import InversionTask
@@ -39,12 +42,15 @@ __all__ = [
     "GroupLost",
     "ItemResult",
     "IterationResult",
+    "SlurmJob",
     "State",
     "groups_of_shots",
+    "job_script",
     "one_torch_thread",
     "start_generation",
     "start_group",
     "start_training",
+    "submit_job",
     "validation_iteration",
 ]
 

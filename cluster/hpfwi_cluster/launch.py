@@ -6,13 +6,15 @@ Every node of the job runs the same command. Node 0 starts the head of a Ray clu
 cluster under RAY_ADDRESS; the others join the cluster and leave when the program has ended. What the nodes tell each
 other lies in FOLDER, which all of them see:
 
-    token-N       the token of the cluster, readable by its owner alone; deleted at the end
-    head-N.json   address of the cluster, name of the head node
-    exit-N        exit code of the program
+    token-J-N       the token of the cluster, readable by its owner alone; deleted at the end
+    head-J-N.json   address of the cluster, name of the head node
+    exit-J-N        exit code of the program
 
-N is the number of earlier attempts of the job. SIGUSR1, SIGTERM and SIGINT are handed on to the program; its exit code
-is the exit code of node 0. The other nodes end with 0 whatever happens to them: the program decides whether a lost node
-matters.
+J is the number that SLURM gave the job, N counts its earlier attempts. Without SLURM both are 0 unless --number says
+otherwise, and every launch needs a FOLDER of its own.
+
+SIGUSR1, SIGTERM and SIGINT are handed on to the program; its exit code is the exit code of node 0. The other nodes end
+with 0 whatever happens to them: the program decides whether a lost node matters.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +64,7 @@ class Job:
 
     folder      shared by all nodes
     rank        of this node, 0 is the head
-    number      sets jobs on one host apart
+    number      sets jobs on one host, and in one folder, apart
     """
 
     folder: Path
@@ -77,15 +80,19 @@ class Job:
 
     @property
     def token(self) -> Path:
-        return self.folder / f"token-{self.attempt}"
+        return self.folder / f"token-{self._key}"
 
     @property
     def head(self) -> Path:
-        return self.folder / f"head-{self.attempt}.json"
+        return self.folder / f"head-{self._key}.json"
 
     @property
     def exit(self) -> Path:
-        return self.folder / f"exit-{self.attempt}"
+        return self.folder / f"exit-{self._key}"
+
+    @property
+    def _key(self) -> str:
+        return f"{self.number}-{self.attempt}"
 
     def say(self, sentence: str) -> None:
         """Print a line of the job's log."""
@@ -280,7 +287,6 @@ def _arguments(arguments: Sequence[str], environment: Mapping[str, str]) -> tupl
         description="Start Ray on the nodes of a job, run a program on the first, and end what was started.",
         allow_abbrev=False,
     )
-    number = from_slurm.get("SLURM_JOB_ID", os.getppid())
     parser.add_argument(
         "--job", type=Path, required=True, metavar="FOLDER", help="Folder that all nodes of the job see."
     )
@@ -297,23 +303,25 @@ def _arguments(arguments: Sequence[str], environment: Mapping[str, str]) -> tupl
         default=int(gpus) if gpus.isdigit() else None,
         help="GPUs of this node; else what Ray finds.",
     )
+    parser.add_argument(
+        "--number", type=int, metavar="N", default=from_slurm.get("SLURM_JOB_ID", 0), help="Of the job; SLURM says it."
+    )
     parser.add_argument("--interface", metavar="NAME", help="Network interface of the nodes, such as ib0.")
     parser.add_argument("--object-store-mib", type=int, default=512, help="Shared memory for Ray on each node, MiB.")
-    parser.add_argument("--temporary", type=Path, metavar="FOLDER", help="Short, on this node; else /tmp/r-JOB-RANK.")
+    parser.add_argument("--temporary", type=Path, metavar="FOLDER", help="Short, on this node; else one in /tmp.")
     parser.add_argument("program", nargs="+", metavar="PROGRAM", help="What runs on the first node.")
     found = parser.parse_args(arguments)
-    temporary = found.temporary or Path(f"/tmp/r{os.getuid()}-{number}-{found.rank}")
     job = Job(
         folder=found.job.resolve(),
         attempt=from_slurm.get("SLURM_RESTART_COUNT", 0),
         rank=found.rank,
         nodes=found.nodes,
-        number=number,
+        number=found.number,
         cpus=found.cpus,
         gpus=found.gpus,
         interface=found.interface,
         object_store_mib=found.object_store_mib,
-        temporary=temporary,
+        temporary=found.temporary or Path(tempfile.mkdtemp(prefix="r", dir="/tmp")),
     )
     return job, found.program
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import signal
@@ -171,8 +172,11 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def end_processes(pids: Sequence[int], grace_s: float, *, first: Sequence[int] | None = None) -> None:
-    """Ask processes to end, `first` alone to begin with, and kill those that are left after the grace."""
+def end_processes(pids: Sequence[int], grace_s: float, *, first: Sequence[int] = ()) -> None:
+    """Ask processes to end and kill those that are left after the grace.
+
+    first   asked before the others, which they may end themselves
+    """
     identity = {pid: _started(pid) for pid in pids}
 
     def left() -> list[int]:
@@ -181,12 +185,17 @@ def end_processes(pids: Sequence[int], grace_s: float, *, first: Sequence[int] |
         # A number may be given to a stranger once its process is gone; the time of its start tells them apart.
         return [pid for pid, started in identity.items() if started is not None and _started(pid) == started]
 
-    for pid in left() if first is None else first:
-        _send(pid, signal.SIGTERM)
-    if not _until(lambda: not left(), grace_s):
-        for pid in left():
-            _send(pid, signal.SIGKILL)
-        _until(lambda: not left(), grace_s)
+    def gone(asked: Sequence[int]) -> bool:
+        return not set(left()) & set(asked)
+
+    for asked in (first, pids):
+        for pid in set(left()) & set(asked):
+            _send(pid, signal.SIGTERM)
+        if not _until(functools.partial(gone, asked), grace_s):
+            break
+    for pid in left():
+        _send(pid, signal.SIGKILL)
+    _until(functools.partial(gone, pids), grace_s)
 
 
 def _until(condition: Callable[[], bool], timeout_s: float) -> bool:

@@ -43,7 +43,8 @@ PROGRAM = """
     from hpfwi.inversion.invert import invert
     from hpfwi.run_folder import RunFolder
     from hpfwi.stop import Stop, on_signals
-    from hpfwi.training.settings import load_train_config
+    from hpfwi.store.openfwi import open_pairs
+    from hpfwi.training.settings import load_train_config, resolved
     from hpfwi.training.train import train
 
     class Slow:
@@ -72,6 +73,8 @@ PROGRAM = """
     resume = (folder / "config.toml").is_file()
     source = folder / "config.toml" if resume else "demo" if verb == "invert" else None
     config, _ = load(source, options)
+    if verb == "train":
+        config = resolved(config, open_pairs(config.data.pairs))
     stop = Stop()
     try:
         with on_signals(stop, print):
@@ -180,9 +183,11 @@ class Namespaces:
         ip("-n", f"{self._tag}-{host}", "link", "set", "eth0", "down")
 
     def close(self) -> None:
-        for name in self._names:
+        for number, name in enumerate(self._names):
             for pid in pids_in(name):
                 end(pid)
+            # Deleting the namespace alone would let its link linger for a moment.
+            subprocess.run(["ip", "link", "del", f"{self._tag}v{number}"], check=False, capture_output=True)
             subprocess.run(["ip", "netns", "del", name], check=False)
         for launcher in self._launchers:
             launcher.wait()
@@ -331,6 +336,21 @@ def logs(run: Path) -> str:
     return "\n".join(f"{file.name}\n{file.read_text()}" for file in sorted(run.parent.glob("node-*.log")))
 
 
+def token_of(job: Path) -> bytes:
+    """The secret of a job's cluster; of the user's own where the nodes are Ray's test cluster."""
+    file = next(job.glob("token-*"), Path.home() / ".ray" / "auth_token")
+    token = file.read_bytes()
+    assert len(token) >= 32
+    return token
+
+
+def content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:  # a process that is gone, or not ours to look at
+        return b""
+
+
 def lost(run: Path) -> int:
     return sum(event["kind"] == "worker_lost" for event in read_events(run))
 
@@ -341,10 +361,15 @@ def test_two_nodes_of_which_one_dies(
     run = tmp_path / "tiny"
     job = hosts.start(2, tmp_path / "job", inversion(run, 2))
     after(2, run, job)
+    token = token_of(tmp_path / "job")
+    assert [file for file in Path("/proc").glob("[0-9]*/cmdline") if token in content(file)] == []
     hosts.kill(1)
     ended(run, job)
     assert lost(run) == 1
     assert type(reference)(run).bits == reference.bits
+    left = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(left) > 10
+    assert [file for file in left if token in content(file)] == []
 
 
 @every

@@ -1,0 +1,211 @@
+"""`hpfwi cluster …` and `hpfwi status`: runs on many nodes, how they stand, and what they would gain."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hpfwi.errors import ConfigError
+from hpfwi.verbs import verb_of
+
+if TYPE_CHECKING:
+    from hpfwi.parallel import SlurmJob
+
+JOB_FILE = "job.json"
+"""What a job is to run, beside its script."""
+
+app = typer.Typer(
+    help="Run on many nodes of a cluster, or find out beforehand what that would give.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_verb = verb_of(app)
+
+Source = Annotated[
+    str, typer.Argument(metavar="RUN.TOML", help="A TOML file or a recipe, of an inversion or of a training run.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Change one option of the configuration; may be repeated."),
+]
+
+
+def register(main: typer.Typer) -> None:
+    """Make the commands of this file commands of `hpfwi`."""
+    main.add_typer(app, name="cluster")
+    verb_of(main)(status)
+
+
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/demo.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how a run stands: progress, speed, last checkpoint, time left.
+
+    Reads the run's folder alone, so it works from any machine that sees it, while the run goes on and afterwards.
+    """
+    from hpfwi.status import as_text
+    from hpfwi.status import status as status_of
+
+    found = status_of(run)
+    for line in [found.as_json()] if as_json else as_text(found):
+        typer.echo(line)
+
+
+@_verb
+def submit(
+    source: Source,
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="Nodes of the job.")],
+    time: Annotated[str, typer.Option("--time", metavar="H:MM:SS", help="Wall time, such as 12:00:00 or 2-00:00:00.")],
+    gpus_per_node: Annotated[
+        int, typer.Option("--gpus-per-node", metavar="N", help="GPUs of each node, one worker on each.")
+    ] = 0,
+    cpus_per_node: Annotated[
+        int | None,
+        typer.Option("--cpus-per-node", metavar="N", help="CPUs of each node; without it, GPU jobs take whole nodes."),
+    ] = None,
+    partition: Annotated[str | None, typer.Option("--partition", help="Partition of the cluster.")] = None,
+    account: Annotated[str | None, typer.Option("--account", help="Account that is charged.")] = None,
+    interface: Annotated[
+        str | None, typer.Option("--interface", metavar="NAME", help="Network between the nodes, such as ib0.")
+    ] = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option("--sbatch", metavar="OPTION", help="A further option for sbatch; may be repeated."),
+    ] = None,
+    warn_s: Annotated[
+        int | None, typer.Option("--warn-s", metavar="S", help="How long before the wall time the run is told to stop.")
+    ] = None,
+    requeue: Annotated[
+        bool, typer.Option("--requeue/--no-requeue", help="Whether a run that ran out of time is queued again.")
+    ] = True,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")] = False,
+) -> None:
+    """Submit a run to SLURM, on a Ray cluster of its own over all nodes of the job.
+
+    Shortly before the wall time the run leaves a checkpoint and the job goes back into the queue, until the run is
+    finished. A lost node costs the work that was in its hands. The exit code of the job is that of the run.
+    """
+    from pydantic import ValidationError
+
+    from hpfwi.options import as_toml
+    from hpfwi.parallel import SlurmJob, job_script, submit_job
+
+    config, verb = _load(source, overrides)
+    asked: dict[str, Any] = {
+        "name": config.name,
+        "nodes": nodes,
+        "gpus_per_node": gpus_per_node,
+        "cpus_per_node": cpus_per_node,
+        "time": time,
+        "partition": partition,
+        "account": account,
+        "interface": interface,
+        "extra": extra or [],
+        "requeue": requeue,
+    }
+    try:
+        job = SlurmJob.model_validate(asked | ({} if warn_s is None else {"warn_s": warn_s}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"The job cannot be asked for: {f'{where}: ' if where else ''}{first['msg']}.") from None
+    cluster: dict[str, Any] = {"workers": _workers(job, config.cluster.threads_per_worker), "address": None}
+    cluster |= {"device": "cuda"} if gpus_per_node else {}
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update=cluster)})
+    run = Path(config.output.folder) / config.name
+    folder = run.with_name(f"{run.name}.job").absolute()
+    text = job_script(job, folder, [sys.executable, "-m", "hpfwi", "cluster", "work", str(folder)], where=Path.cwd())
+    if dry_run:
+        typer.echo(text, nl=False)
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "run.toml").write_text(as_toml(config), encoding="utf-8")
+        (folder / JOB_FILE).write_text(
+            json.dumps({"verb": verb, "run": str(run), "workers": cluster["workers"]}) + "\n"
+        )
+        (folder / "job.sh").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"The job cannot be written to {folder} ({error.strerror or error}); choose another place with "
+            "--set output.folder=PATH."
+        ) from error
+    typer.echo(submit_job(folder / "job.sh"))
+    typer.echo(f"Log     {folder}/log-JOB.txt")
+    typer.echo(f"Status  hpfwi status {run}")
+
+
+def work(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the job.")],
+) -> None:
+    """Start the run of a job, or go on with it: what the job's script runs on its first node."""
+    file = folder / JOB_FILE
+    try:
+        job = json.loads(file.read_text(encoding="utf-8"))
+        verb, run, workers = str(job["verb"]), Path(job["run"]), int(job["workers"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} does not say what to run ({error}); submit the job again.") from error
+    if (run / "config.toml").is_file():
+        _take_over(run, folder)
+        arguments = ["resume", str(run), "--workers", str(workers)]
+    else:
+        arguments = [verb, str(folder / "run.toml")]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "hpfwi", *arguments])
+
+
+app.command("work", hidden=True)(work)
+
+
+def _take_over(run: Path, folder: Path) -> None:
+    """Free a run folder that an earlier attempt of this very job left locked when its node died."""
+    from hpfwi.folder_lock import FILE_NAME
+
+    number = os.environ.get("SLURM_JOB_ID")
+    lock = run / FILE_NAME
+    try:
+        holder = json.loads(lock.read_text()).get("host")
+    except (OSError, ValueError, AttributeError):
+        return
+    attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    for earlier in range(attempt):
+        try:
+            head = json.loads((folder / f"head-{number}-{earlier}.json").read_text())["host"]
+        except (OSError, ValueError, KeyError):
+            continue
+        if head == holder:
+            lock.unlink(missing_ok=True)
+            return
+
+
+def _load(source: str, overrides: list[str] | None) -> tuple[Any, str]:
+    """The configuration of a run, and the verb that runs it."""
+    from hpfwi.config import load_config
+    from hpfwi.training.settings import is_training, load_train_config
+
+    if is_training(source):
+        return load_train_config(source, overrides or [])[0], "train"
+    return load_config(source, overrides or [])[0], "invert"
+
+
+def _workers(job: SlurmJob, threads: int) -> int:
+    """Workers of a job: one for each GPU, or as many as the CPUs of its nodes carry."""
+    if job.gpus_per_node:
+        return job.nodes * job.gpus_per_node
+    if job.cpus_per_node is None:
+        raise ConfigError("A job without GPUs needs --cpus-per-node: it says how many workers there are.")
+    if job.cpus_per_node < threads:
+        raise ConfigError(
+            f"--cpus-per-node={job.cpus_per_node} is less than cluster.threads_per_worker={threads}; raise the one or "
+            "lower the other."
+        )
+    return job.nodes * (job.cpus_per_node // threads)
