@@ -22,6 +22,7 @@ from hpfwi.networks.blocks import (
     scaled,
     size_of,
     transposed_convolution,
+    window,
 )
 from hpfwi.networks.crop import checked_start, cropped
 from hpfwi.networks.fused import Kernels
@@ -38,7 +39,8 @@ COSINE_SIDES = {64: 56, 128: 28, 256: 14}
 def wavelet_stage(inputs: int, outputs: int, kernels: Kernels) -> torch.nn.Sequential:
     """A double convolution with PReLU, then a wavelet convolution."""
     return torch.nn.Sequential(
-        *double_convolution(inputs, outputs, "prelu-per-channel"), WaveletConvolution(outputs, kernels=kernels)
+        *double_convolution(inputs, outputs, "prelu-per-channel", kernels=kernels),
+        WaveletConvolution(outputs, kernels=kernels),
     )
 
 
@@ -49,7 +51,7 @@ class AttentionStage(torch.nn.Module):
         super().__init__()
         self.rise = transposed_convolution(inputs, outputs)
         self.join = torch.nn.Sequential(
-            convolution(2 * outputs, outputs),
+            window(2 * outputs, outputs, kernels=kernels),
             torch.nn.BatchNorm2d(outputs),
             activation("prelu-per-channel", outputs),
         )
@@ -70,7 +72,7 @@ class AttentionUNet(torch.nn.Module):
         self.down = torch.nn.ModuleList(
             wavelet_stage(before, after, kernels) for before, after in zip([inputs, *skips[:-1]], skips, strict=True)
         )
-        self.centre = double_convolution(counts[-2], counts[-1], "prelu-per-channel")
+        self.centre = double_convolution(counts[-2], counts[-1], "prelu-per-channel", kernels=kernels)
         self.up = torch.nn.ModuleList(
             AttentionStage(
                 counts[stage + 1],
@@ -111,7 +113,9 @@ class Amfms(torch.nn.Module):
         self.body = AttentionUNet(self.reducer.outputs, width=width, kernels=kernels)
         last = self.body.outputs
         self.head = torch.nn.Sequential(
-            PixelShuffle(last, last, 1), PixelShuffle(last, last, 1), convolution(last, 1, 1, padding=0)
+            PixelShuffle(last, last, 1, kernels=kernels),
+            PixelShuffle(last, last, 1, kernels=kernels),
+            convolution(last, 1, 1, padding=0),
         )
         initialise(self, generator)
 
@@ -144,7 +148,9 @@ class AmfmsSeg(torch.nn.Module):
         self.enter = wavelet_stage(shots, first, kernels)
         self.body = AttentionUNet(first, width=width, kernels=kernels)
         last = self.body.outputs
-        self.rise = torch.nn.Sequential(PixelShuffle(last, last, 2), PixelShuffle(last, last, 1))
+        self.rise = torch.nn.Sequential(
+            PixelShuffle(last, last, 2, kernels=kernels), PixelShuffle(last, last, 1, kernels=kernels)
+        )
         self.head = convolution(last, 1, 1, padding=0)
         initialise(self, generator)
 

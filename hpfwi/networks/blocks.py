@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from hpfwi.networks.fused import Convolution, Kernels
+
 Activation = Literal["relu", "leaky", "prelu", "prelu-per-channel"]
 Size = int | tuple[int, int]
 LEAKY_SLOPE = 0.2
@@ -46,6 +48,13 @@ def convolution(
     return layer.to_empty(device="cpu")
 
 
+def window(inputs: int, outputs: int, *, bias: bool = True, kernels: Kernels = "eager") -> torch.nn.Conv2d:
+    """A plain 3x3 convolution with a border of zeros, without values yet."""
+    if kernels == "eager":
+        return convolution(inputs, outputs, bias=bias)
+    return Convolution(inputs, outputs, 3, padding=1, bias=bias, device="meta").to_empty(device="cpu")
+
+
 def transposed_convolution(
     inputs: int, outputs: int, size: int = 2, *, stride: int = 2, padding: int = 0
 ) -> torch.nn.ConvTranspose2d:
@@ -73,10 +82,13 @@ def normalised(layer: torch.nn.Conv2d | torch.nn.ConvTranspose2d, kind: Activati
     )
 
 
-def double_convolution(inputs: int, outputs: int, kind: Activation = "relu") -> torch.nn.Sequential:
+def double_convolution(
+    inputs: int, outputs: int, kind: Activation = "relu", *, kernels: Kernels = "eager"
+) -> torch.nn.Sequential:
     """Twice a 3x3 convolution with batch norm and activation."""
     return torch.nn.Sequential(
-        *normalised(convolution(inputs, outputs), kind), *normalised(convolution(outputs, outputs), kind)
+        *normalised(window(inputs, outputs, kernels=kernels), kind),
+        *normalised(window(outputs, outputs, kernels=kernels), kind),
     )
 
 
@@ -116,8 +128,10 @@ def half(shape: tuple[int, int], times: int = 1) -> tuple[int, int]:
 class PixelShuffle(torch.nn.Sequential):
     """A 3x3 convolution to factor² times the channels, then depth to space: sides grow by the factor."""
 
-    def __init__(self, inputs: int, outputs: int, factor: int) -> None:
-        super().__init__(convolution(inputs, outputs * factor**2), torch.nn.PixelShuffle(factor))
+    def __init__(self, inputs: int, outputs: int, factor: int, *, kernels: Kernels = "eager") -> None:
+        super().__init__(window(inputs, outputs * factor**2, kernels=kernels))
+        if factor > 1 or kernels == "eager":  # by 1 it is a copy
+            self.append(torch.nn.PixelShuffle(factor))
 
 
 class ResidualBlock(torch.nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from hpfwi.networks import fused
-from hpfwi.networks.blocks import convolution, normalised, resized, size_of
+from hpfwi.networks.blocks import convolution, normalised, resized, size_of, window
 from hpfwi.networks.fused import Kernels
 
 FREQUENCY_PAIRS = (
@@ -130,7 +130,7 @@ class ScaleBranch(torch.nn.Module):
         self.place = convolution(inner, 1, 1, padding=0, bias=False)
         self.outside = torch.nn.Parameter(torch.ones(1))
         self.inside = torch.nn.Parameter(torch.ones(1))
-        self.leave = normalised(convolution(inner, channels, bias=False), "relu")
+        self.leave = normalised(window(inner, channels, bias=False, kernels=kernels), "relu")
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         coarse = features
