@@ -118,3 +118,24 @@ static bool launch(
 }  // namespace fibers
 
 static void __syncthreads() { fibers::wait(fibers::AT_BLOCK); }
+
+// The words of kernels/hpfwi_kernels/acoustic/cuda_device.cuh.
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+
+static float* shared_memory() { return fibers::shared[fibers::running / fibers::threads_of_block]; }
+
+static void block_sync() { fibers::wait(fibers::AT_BLOCK); }
+
+static void cluster_sync() { fibers::wait(fibers::AT_TEAM); }
+
+static float* shared_of(float* own, int block) { return fibers::shared[block] + (own - shared_memory()); }
+
+static void blocks_sync(unsigned*, int) { fibers::wait(fibers::AT_TEAM); }
+
+static float load_fresh(const float* from) { return *from; }

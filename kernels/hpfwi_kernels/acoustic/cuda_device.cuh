@@ -1,0 +1,98 @@
+// What the acoustic kernels need from a GPU, in a few words that tests also define for the processor (cuda_on_cpu.h):
+// shared memory, barriers of a block, of a cluster and of blocks that share a shot, and another block's shared memory.
+// No header is included, so that any compiler of CUDA C++ takes the file as it is.
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+// Who works on one shot: a block, the blocks of a cluster, or as many blocks as are needed, all resident at once.
+enum { BLOCK, CLUSTER, GRID };
+
+#ifdef __CUDACC__
+
+__device__ inline float* shared_memory() {
+    extern __shared__ float4 dynamic_memory[];
+    return (float*)dynamic_memory;
+}
+
+__device__ inline void block_sync() { __syncthreads(); }
+
+__device__ inline void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+
+// The address of `own` in the shared memory of another block of the cluster.
+__device__ inline float* shared_of(float* own, int rank) {
+#if __CUDA_ARCH__ >= 900
+    u64 there;
+    asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"((u64)own), "r"(rank));
+    return (float*)there;
+#else
+    return own;
+#endif
+}
+
+// Waits for all blocks that count with `counter`, which starts from zero and only grows.
+__device__ inline void blocks_sync(u32* counter, int blocks) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        const u32 arrived = atomicAdd(counter, 1u), goal = (arrived / blocks + 1) * blocks;
+        while (*(volatile u32*)counter < goal) {}
+        __threadfence();
+    }
+    __syncthreads();
+}
+
+// Past the first-level cache, which does not see what other multiprocessors write.
+__device__ inline float load_fresh(const float* from) { return __ldcg(from); }
+
+#endif
+
+__device__ inline float4 load4(const float* from) { return *(const float4*)from; }
+
+__device__ inline void store4(float* to, float4 value) { *(float4*)to = value; }
+
+__device__ inline float part(const float4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+__device__ inline u32 bits_of(float value) {
+    union { float value; u32 bits; } same;
+    same.value = value;
+    return same.bits;
+}
+
+__device__ inline float float_of(u32 bits) {
+    union { u32 bits; float value; } same;
+    same.bits = bits;
+    return same.value;
+}
+
+// The upper half of a float32, rounded to nearest, ties to even; a NaN stays one.
+__device__ inline u32 bf16_of(float value) {
+    const u32 bits = bits_of(value), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return value == value ? rounded : 0x7fc0u;
+}
+
+// Brackets of four neighbouring cells, float32 or bfloat16; `i` is a multiple of 4.
+__device__ inline void keep4(void* brackets, i64 i, const float* w, bool half) {
+    if (half) {
+        uint2 packed;
+        packed.x = bf16_of(w[0]) | bf16_of(w[1]) << 16;
+        packed.y = bf16_of(w[2]) | bf16_of(w[3]) << 16;
+        *(uint2*)((u16*)brackets + i) = packed;
+    } else {
+        store4((float*)brackets + i, float4{w[0], w[1], w[2], w[3]});
+    }
+}
+
+__device__ inline float4 kept4(const void* brackets, i64 i, bool half) {
+    if (!half) return load4((const float*)brackets + i);
+    const uint2 packed = *(const uint2*)((const u16*)brackets + i);
+    return float4{
+        float_of(packed.x << 16), float_of(packed.x & 0xffff0000u), float_of(packed.y << 16),
+        float_of(packed.y & 0xffff0000u)};
+}

@@ -1,0 +1,651 @@
+// The 2-D propagator with a shot's state on chip: all time steps of a shot in one launch, forward, backwards in the core,
+// and adjoint. README.md has the equations, cuda_device.cuh (put before this file) what is asked of a GPU.
+//
+// A team of blocks shares a shot in bands of rows: one block, a cluster, or a grid of blocks that are all resident. A
+// thread owns a tile of ROWS x 4 cells: c and the field one step away from the present one stay in its registers. Shared
+// memory holds the present field u, and of the layers' memory what lies in layers. Two barriers make a step:
+//
+//   1. every thread computes the next field into its registers, from u and the layers' memory around its tile    barrier
+//   2. and puts it into shared memory, adds sources, and sends the first and last rows to the bands next to it   barrier
+//
+// What a band receives, and the layers' memory, is held twice and used in turn, so that a team needs one barrier of all
+// its blocks per step. The memory is kept multiplied with its profile (a psi, a zeta; adjoint b P, b Z): neighbours
+// then need no profile of their own. Tiles that touch a lateral layer go to the first threads, so that few warps diverge.
+
+// A cluster's size is known when the kernel is compiled.
+#ifdef CLUSTER_BLOCKS
+#define TOGETHER __cluster_dims__(CLUSTER_BLOCKS)
+#else
+#define TOGETHER
+#endif
+
+enum { FORWARD, UNWIND, ADJOINT };
+enum { DECAY, GROWN, GAIN, SLOPE };  // a, 1 + b, b, b'
+enum { MOST_BLOCKS = 256 };
+
+struct Gather {
+    const int *point_parts, *part_taps, *part_rows, *part_points, *cells;
+    const float* weights;
+    float *out, *product, *sums;
+    int points, point_stride, step_stride, several, parts;
+};
+
+struct Scatter {
+    const int *shot_groups, *group_cells, *group_starts, *group_taps, *tap_points;
+    const float *weights, *values;
+    int points, point_stride, step_stride, most_groups;
+};
+
+// Sizes, in cells; known when the kernel is compiled where SHAPE lists them.
+struct Shape {
+    int rows, columns, low[2], high[2];  // widths of layers, of z and of x
+    int free_surface, periodic;
+    int blocks, tile_rows, most_rows, most_layer_rows;  // of a team; of the bands of its blocks
+};
+
+struct Call {
+    const float *factor, *damping;
+    const float* profile[2][4];  // of z, of x
+    Gather gather;
+    Scatter scatter;
+    const float* state_in;
+    float *state_out, *total, *sum, *ring, *field, *exchange;
+    void* brackets;
+    u32* counters;
+    float second[2][5], first[2][4];
+    Shape shape;
+    int core[2][2];
+    int shots, models, steps, begin, end, store_every, slots, half;
+    int bands[MOST_BLOCKS + 1];
+};
+
+template <int ORDER, int ROWS, int TEAM, int MODE, bool LAYERED>
+__global__ void __launch_bounds__(ROWS == 2 ? 1024 : ROWS == 4 ? 800 : 512, 1) TOGETHER on_chip(const Call call) {
+#ifdef SHAPE
+    constexpr Shape shape = {SHAPE};
+#else
+    const Shape& shape = call.shape;
+#endif
+    constexpr int R = ORDER / 2, WINDOW = 2 * R + 1;
+    constexpr int REACH = MODE == ADJOINT ? 2 * R : R;  // cells next to a layer that its memory reaches
+    constexpr int CARRIED = MODE == ADJOINT ? 2 : 1;    // memories that neighbours read, of each axis
+    const int rank = TEAM == BLOCK ? 0 : blockIdx.x % shape.blocks;
+    const int columns = shape.columns, pitch = (columns + 3) / 4 * 4, stride = pitch + 8, tiles_x = pitch / 4;
+    const int wide = (columns + 7) / 8 * 8;  // columns of a row of brackets
+    const int y0 = TEAM == BLOCK ? 0 : call.bands[rank];
+    const int n = TEAM == BLOCK ? shape.rows : call.bands[rank + 1] - y0;
+    const i64 cells = i64(shape.rows) * columns;
+
+    // Tiles of this thread: those of lateral layers come first.
+    int left = 0, right = 0;
+    if (LAYERED) {
+        left = shape.low[1] > 0 ? (shape.low[1] + REACH + 3) / 4 : 0;
+        right = shape.high[1] > 0 ? tiles_x - max(columns - shape.high[1] - REACH, 0) / 4 : 0;
+        if (left + right > tiles_x) left = tiles_x, right = 0;
+    }
+    const int strip = left + right, edge = strip * shape.tile_rows, thread = threadIdx.x;
+    const bool in_x = LAYERED && thread < edge;
+    const int across = in_x ? strip : max(tiles_x - strip, 1), place = in_x ? thread : thread - edge;
+    const int r0 = place / across * ROWS;
+    const int tx = !in_x ? left + place % across : place % across < left ? place % across : tiles_x - strip + place % across;
+    const bool active = thread < tiles_x * shape.tile_rows;
+    const int mine = active ? min(max(n - r0, 0), ROWS) : 0;
+    const bool in_z = LAYERED && ((shape.low[0] > 0 && y0 + r0 < shape.low[0] + REACH) ||
+                                  (shape.high[0] > 0 && y0 + r0 + mine > shape.rows - shape.high[0] - REACH));
+
+    // Where layers' memory lies: columns in tiles, rows one by one.
+    const int left_tiles = (shape.low[1] + 3) / 4;
+    const int right_tile = shape.high[1] > 0 ? max(left_tiles, (columns - shape.high[1]) / 4) : tiles_x;
+    const int pitch_x = 4 * (left_tiles + tiles_x - right_tile);
+    auto slot_x = [&](int tile) {
+        return tile < 0 || tile >= tiles_x ? -1 : tile < left_tiles ? 4 * tile
+            : tile >= right_tile ? 4 * (left_tiles + tile - right_tile) : -1;
+    };
+    auto slot_z = [&](int y, int of) {
+        const int first = TEAM == BLOCK ? 0 : max(call.bands[of] - R, 0);
+        const int last = TEAM == BLOCK ? shape.rows : min(call.bands[of + 1] + R, shape.rows);
+        const int from = shape.rows - shape.high[0];
+        return y < 0 || y >= shape.rows ? -1 : y < shape.low[0] ? (y - first) * pitch
+            : y >= from ? (max(min(shape.low[0], last) - first, 0) + y - max(from, first)) * pitch : -1;
+    };
+
+    // Shared memory.
+    const int halo = TEAM == BLOCK ? R : 2 * R;
+    float* const u = shared_memory();
+    const int layer_x = shape.most_rows * pitch_x, layer_z = shape.most_layer_rows * pitch;
+    float* const carried_x = u + (2 * halo + shape.most_rows) * stride;
+    float* const carried_z = carried_x + (LAYERED ? 2 * CARRIED * layer_x : 0);
+    float* const zeta_x = carried_z + (LAYERED ? 2 * CARRIED * layer_z : 0);
+    float* const zeta_z = zeta_x + (LAYERED && MODE == FORWARD ? layer_x : 0);
+    float* const profile_x = zeta_z + (LAYERED && MODE == FORWARD ? layer_z : 0);
+    float* const profile_z = profile_x + (LAYERED ? 4 * stride : 0);
+    const int length_z = (shape.most_rows + 2 * R + 3) / 4 * 4;
+    float* const damping = profile_z + (LAYERED ? 4 * length_z : 0);
+    int* const chain = (int*)(damping + (!LAYERED && call.damping ? shape.most_rows * pitch : 0));
+    const int floats = int((float*)chain - u);
+
+    // Row r of the band, with the R rows around it that the bands next to it have sent.
+    auto row_of = [&](int r, int turn) {
+        if (TEAM == BLOCK) return u + (r + R) * stride + 4;
+        const int at = r < 0 ? r + R + turn * R : r < n ? halo + r : halo + shape.most_rows + turn * R + r - n;
+        return u + at * stride + 4;
+    };
+
+    const int teams = gridDim.x / shape.blocks;
+    for (int shot = blockIdx.x / shape.blocks; shot < call.shots; shot += teams) {
+        const float* factor = call.factor + (call.models > 1 ? shot : 0) * cells;
+        const float* state_in = call.state_in + (LAYERED ? 6 : 2) * cells * shot;
+        float* state_out = call.state_out + (LAYERED ? 6 : 2) * cells * shot;
+        float c[ROWS][4], old[ROWS][4];
+        auto in_core = [&](int y, int x) {
+            return y >= call.core[0][0] && y < call.core[0][1] && x >= call.core[1][0] && x < call.core[1][1];
+        };
+
+        // One field of a state, from global to shared memory or back, at this thread's cells.
+        auto move_layers = [&](bool out, int turn) {
+            float *const own_x = carried_x + turn * CARRIED * layer_x, *const own_z = carried_z + turn * CARRIED * layer_z;
+            for (int field = 0; field < 4; ++field) {
+                // psi or P of z, of x; zeta or Z of z, of x.
+                const bool along_x = field % 2, second = field >= 2;
+                if (along_x ? !in_x : !in_z) continue;
+                const i64 offset = (2 + field) * cells;
+                for (int j = 0; j < mine; ++j) {
+                    const int r = r0 + j, slot = along_x ? slot_x(tx) : slot_z(y0 + r, rank);
+                    if (slot < 0) continue;
+                    float* memory = along_x ? (second && MODE == FORWARD ? zeta_x : own_x + second * layer_x)
+                                                  + r * pitch_x + slot
+                                            : (second && MODE == FORWARD ? zeta_z : own_z + second * layer_z)
+                                                  + slot + 4 * tx;
+                    for (int i = 0; i < 4 && 4 * tx + i < columns; ++i) {
+                        const i64 cell = offset + i64(y0 + r) * columns + 4 * tx + i;
+                        if (out) state_out[cell] = memory[i];
+                        else memory[i] = state_in[cell];
+                    }
+                }
+            }
+        };
+
+        // Sends the first and last rows of the present field to where the bands next to this one read them at `turn`, and
+        // with them the layers' memory of that turn.
+        auto send = [&](int to, bool below, int row, int turn, float4 value, int layer, int y) {
+            // layer -1: the field; else one of the carried memories of z.
+            if (TEAM == GRID) {
+                const int kinds = LAYERED ? 1 + CARRIED : 1;
+                const i64 team = blockIdx.x / shape.blocks;
+                const i64 at = ((((team * shape.blocks + to) * 2 + turn) * 2 + below) * kinds + 1 + layer) * R + row;
+                store4(call.exchange + at * pitch + 4 * tx, value);
+                return;
+            }
+            float* target;
+            if (layer < 0) {
+                const int rows_there = call.bands[to + 1] - call.bands[to];
+                const int at = TEAM == BLOCK ? (below ? R + rows_there + row : row)
+                                             : (below ? halo + shape.most_rows : 0) + turn * R + row;
+                target = u + at * stride + 4;
+            } else {
+                target = carried_z + (turn * CARRIED + layer) * layer_z + slot_z(y, to);
+            }
+            store4((TEAM == CLUSTER ? shared_of(target, to) : target) + 4 * tx, value);
+        };
+        auto publish = [&](int turn) {
+            if (TEAM == BLOCK && !shape.periodic && !shape.free_surface) return;
+            const int above = rank > 0 ? rank - 1 : shape.periodic ? shape.blocks - 1 : -1;
+            const int below = rank + 1 < shape.blocks ? rank + 1 : shape.periodic ? 0 : -1;
+#pragma unroll 1
+            for (int j = 0; j < mine; ++j) {
+                const int r = r0 + j, y = y0 + r;
+                if (r >= R + 1 && r < n - R) continue;
+                const float4 value = load4(row_of(r, turn) + 4 * tx);
+                if (shape.free_surface && y >= 1 && y <= R)  // the field is odd about row 0
+                    store4(row_of(-y, turn) + 4 * tx, float4{-value.x, -value.y, -value.z, -value.w});
+                const bool up = r < R && above >= 0, down = r >= n - R && below >= 0;
+                if (up) send(above, true, r, turn, value, -1, y);
+                if (down) send(below, false, r - (n - R), turn, value, -1, y);
+                if (!LAYERED || TEAM == BLOCK || !(up || down)) continue;
+                const int slot = slot_z(y, rank);
+                if (slot < 0) continue;
+#pragma unroll
+                for (int k = 0; k < CARRIED; ++k) {
+                    const float4 memory = load4(carried_z + (turn * CARRIED + k) * layer_z + slot + 4 * tx);
+                    if (up) send(above, true, r, turn, memory, k, y);
+                    if (down) send(below, false, r - (n - R), turn, memory, k, y);
+                }
+            }
+        };
+        // All blocks of the team have come here, and what they sent has arrived.
+        auto team_sync = [&](int turn) {
+            if (TEAM == BLOCK) block_sync();
+            if (TEAM == CLUSTER) cluster_sync();
+            if (TEAM != GRID) return;
+            blocks_sync(call.counters + blockIdx.x / shape.blocks, shape.blocks);
+            const int kinds = LAYERED ? 1 + CARRIED : 1, all = 2 * kinds * R * pitch;
+            const i64 team = blockIdx.x / shape.blocks;
+            const float* from = call.exchange + ((team * shape.blocks + rank) * 2 + turn) * all;
+            for (int i = thread; i < all; i += blockDim.x) {
+                const int row = i / pitch % R, kind = i / pitch / R % kinds, x = i % pitch;
+                const bool low_side = i / pitch / R / kinds == 0;  // rows above the band
+                const int r = low_side ? row - R : n + row, y = y0 + r;
+                const bool inside = y >= 0 && y < shape.rows;
+                if (kind == 0) {
+                    if (inside || shape.periodic) row_of(r, turn)[x] = load_fresh(from + i);
+                } else if (slot_z(y, rank) >= 0) {
+                    carried_z[(turn * CARRIED + kind - 1) * layer_z + slot_z(y, rank) + x] = load_fresh(from + i);
+                }
+            }
+            block_sync();
+        };
+        // What the periodic grid repeats left and right of a row.
+        auto wrap_columns = [&](float* row) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int x = 4 * tx + i;
+                if (x < R) row[columns + x] = row[x];
+                if (x >= columns - R && x < columns) row[x - columns] = row[x];
+            }
+        };
+        // The cells around the core at a step: kept, or put back where this band has them.
+        auto pass_ring = [&](int step, int turn) {
+            const int rows = call.core[0][1] - call.core[0][0], width = call.core[1][1] - call.core[1][0];
+            const int flat = R * width, tall = R * rows;
+            float* ring = call.ring + (i64(shot) * call.steps + step) * 2 * (flat + tall);
+            for (int i = thread; i < 2 * (flat + tall); i += blockDim.x) {
+                const bool of_z = i < 2 * flat;
+                const int k = of_z ? i : i - 2 * flat, size = of_z ? flat : tall, across = of_z ? width : R;
+                const bool high = k >= size;
+                const int a = k % size / across, b = k % size % across;
+                const int y = of_z ? (high ? call.core[0][1] : call.core[0][0] - R) + a : call.core[0][0] + a;
+                const int x = of_z ? call.core[1][0] + b : (high ? call.core[1][1] : call.core[1][0] - R) + b;
+                if (y < 0 || y >= shape.rows || x < 0 || x >= columns) continue;
+                const int r = y - y0;
+                if (MODE == UNWIND) {
+                    if (r >= -R && r < n + R) row_of(r, turn)[x] = ring[i];
+                } else if (r >= 0 && r < n) {
+                    ring[i] = row_of(r, turn)[x];
+                }
+            }
+        };
+
+        // The state a run starts from.
+        for (int i = thread; i < floats; i += blockDim.x) u[i] = 0.f;
+        block_sync();
+        if (LAYERED) {
+            for (int k = 0; k < 4; ++k) {
+                for (int i = thread; i < stride; i += blockDim.x) {
+                    const int x = i - 4;
+                    profile_x[k * stride + i] = x >= 0 && x < columns ? call.profile[1][k][x] : k == GROWN ? 1.f : 0.f;
+                }
+                for (int i = thread; i < length_z; i += blockDim.x) {
+                    const int y = y0 + i - R;
+                    profile_z[k * length_z + i] = y >= 0 && y < shape.rows ? call.profile[0][k][y] : k == GROWN ? 1.f : 0.f;
+                }
+            }
+        } else if (call.damping) {
+            for (int i = thread; i < n * columns; i += blockDim.x)
+                damping[i / columns * pitch + i % columns] = call.damping[i64(y0) * columns + i];
+        }
+#pragma unroll
+        for (int j = 0; j < ROWS; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int y = y0 + r0 + j, x = 4 * tx + i;
+                const bool inside = j < mine && x < columns;
+                const i64 cell = i64(y) * columns + x;
+                const bool moves = inside && (MODE != UNWIND || in_core(y, x));
+                c[j][i] = moves ? factor[cell] : 0.f;
+                old[j][i] = 0.f;
+                if (MODE == UNWIND) {
+                    if (!moves) continue;
+                    const float* field = call.field + 2 * cells * shot + cell;
+                    old[j][i] = field[0];
+                    row_of(r0 + j, 0)[x] = field[cells];
+                } else if (call.state_in && inside) {
+                    row_of(r0 + j, 0)[x] = state_in[cell];
+                    old[j][i] = state_in[cells + cell];
+                }
+            }
+        if (LAYERED && call.state_in) move_layers(false, 0);
+        if (shape.periodic)
+            for (int j = 0; j < mine; ++j) wrap_columns(row_of(r0 + j, 0));
+        float* const sum = call.sum + (i64(shot) * shape.rows + y0) * wide + 4 * tx;
+        if (MODE == ADJOINT)
+            for (int j = 0; j < mine; ++j)
+                for (int i = 0; i < 4; ++i) {
+                    const bool inside = 4 * tx + i < columns;
+                    const i64 cell = i64(y0 + r0 + j) * columns + 4 * tx + i;
+                    sum[i64(r0 + j) * wide + i] = inside ? call.total[shot * cells + cell] : 0.f;
+                }
+        // The cells that this thread adds to, as a chain of groups.
+        const int first_group = call.scatter.shot_groups[shot], groups = call.scatter.shot_groups[shot + 1] - first_group;
+        int links = -1;
+        for (int g = 0; g < groups; ++g) {
+            const int cell = call.scatter.group_cells[first_group + g], r = cell / columns - y0, x = cell % columns;
+            if (r >= r0 && r < r0 + mine && x / 4 == tx) {
+                chain[g] = links;
+                links = g;
+            }
+        }
+        // No block writes into another's shared memory before that is ready.
+        if (TEAM == CLUSTER) cluster_sync();
+        else block_sync();
+        publish(0);
+        team_sync(0);
+
+        const int first_part = call.gather.points ? call.gather.point_parts[shot * call.gather.points] : 0;
+        const int parts = call.gather.points ? call.gather.point_parts[(shot + 1) * call.gather.points] - first_part : 0;
+        float* const samples = call.gather.out + i64(shot) * call.gather.points * call.steps;
+        // Samples of points that several bands or threads have summed, one step late.
+        auto finish_samples = [&](int step, int turn) {
+            if (rank != 0 || !call.gather.several) return;
+            for (int p = thread; p < call.gather.points; p += blockDim.x) {
+                const int from = call.gather.point_parts[shot * call.gather.points + p];
+                const int to = call.gather.point_parts[shot * call.gather.points + p + 1];
+                if (to - from == 1) continue;
+                float sample = 0.f;
+                for (int q = from; q < to; ++q) sample += load_fresh(call.gather.sums + turn * call.gather.parts + q);
+                samples[p * i64(call.gather.point_stride) + step * i64(call.gather.step_stride)] = sample;
+            }
+        };
+
+        const int many = call.end - call.begin;
+#pragma unroll 1
+        for (int count = 0; count < many; ++count) {
+            const int step = MODE == FORWARD ? call.begin + count : call.end - 1 - count, turn = count & 1;
+            const int since = step - call.begin;
+            const bool keep = call.brackets && since % call.store_every == 0;
+            const i64 kept = ((i64(shot) * call.slots + since / call.store_every) * shape.rows + y0) * wide + 4 * tx;
+            if (MODE == UNWIND) {
+                pass_ring(step, turn);
+                block_sync();
+            }
+            if (MODE == FORWARD && call.ring) pass_ring(step, turn);
+            if (count > 0) finish_samples(MODE == FORWARD ? step - 1 : step + 1, turn ^ 1);
+            for (int q = thread; q < parts; q += blockDim.x) {
+                const int k = first_part + q, r = call.gather.part_rows[k] - y0;
+                if (r < 0 || r >= n) continue;
+                const float* row = row_of(r, turn) - i64(call.gather.part_rows[k]) * columns;
+                float sample = 0.f;
+                for (int tap = call.gather.part_taps[k]; tap < call.gather.part_taps[k + 1]; ++tap) {
+                    const float value = call.gather.weights[tap] * row[call.gather.cells[tap]];
+                    if (MODE == ADJOINT) call.gather.product[i64(tap) * call.steps + step] = value;
+                    sample += value;
+                }
+                const int p = call.gather.part_points[k];
+                if (p >= 0) samples[p * i64(call.gather.point_stride) + step * i64(call.gather.step_stride)] = sample;
+                else call.gather.sums[turn * call.gather.parts + k] = sample;
+            }
+
+            // 1. The next field.
+            const float* carry_x = carried_x + turn * CARRIED * layer_x;
+            const float* carry_z = carried_z + turn * CARRIED * layer_z;
+            float* next_x = carried_x + (turn ^ 1) * CARRIED * layer_x;
+            float* next_z = carried_z + (turn ^ 1) * CARRIED * layer_z;
+            float window[WINDOW][4];
+            auto read = [&](int r, float* to) {
+                const float4 v = load4(row_of(r, turn) + 4 * tx);
+                to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+            };
+            if (mine > 0)
+#pragma unroll
+                for (int m = 0; m < 2 * R; ++m) read(r0 + m - R, window[m]);
+#pragma unroll
+            for (int j = 0; j < ROWS; ++j) {
+                if (j >= mine) continue;
+                const int r = r0 + j;
+                read(r + R, window[(j + 2 * R) % WINDOW]);
+                auto up = [&](int m) -> const float* { return window[(j + R + m) % WINDOW]; };
+                const float* here = up(0);
+                const float* row = row_of(r, turn) + 4 * tx;
+                float line[12], w[4];
+                {
+                    const float4 before = load4(row - 4), after = load4(row + 4);
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        line[i] = part(before, i);
+                        line[4 + i] = here[i];
+                        line[8 + i] = part(after, i);
+                    }
+                }
+                // Along z.
+                if (MODE == ADJOINT && in_z) {
+                    float slope[4] = {}, own_p[4], own_z[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) w[i] = 0.f;
+#pragma unroll
+                    for (int m = -R; m <= R; ++m) {
+                        const int slot = slot_z(y0 + r + m, rank);
+                        const float grown = profile_z[GROWN * length_z + r + m + R];
+                        const float change = profile_z[SLOPE * length_z + r + m + R];
+                        const float4 zero = float4{0.f, 0.f, 0.f, 0.f};
+                        const float4 p = slot < 0 ? zero : load4(carry_z + slot + 4 * tx);
+                        const float4 z = slot < 0 ? zero : load4(carry_z + layer_z + slot + 4 * tx);
+                        const float k2 = call.second[0][m < 0 ? -m : m];
+                        const float k1 = m == 0 ? 0.f : m < 0 ? -call.first[0][-m - 1] : call.first[0][m - 1];
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            const float t = grown * up(m)[i] + part(z, i), a = change * t + part(p, i);
+                            w[i] += k2 * (grown * t);
+                            if (m != 0) w[i] -= k1 * a, slope[i] += k1 * t;
+                            else own_p[i] = part(p, i), own_z[i] = part(z, i);
+                        }
+                    }
+                    const int slot = slot_z(y0 + r, rank);
+                    if (slot >= 0) {
+                        const float decay = profile_z[DECAY * length_z + r + R], gain = profile_z[GAIN * length_z + r + R];
+                        float p[4], z[4];
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            p[i] = decay * (own_p[i] - gain * slope[i]);
+                            z[i] = decay * (gain * here[i] + own_z[i]);
+                        }
+                        store4(next_z + slot + 4 * tx, float4{p[0], p[1], p[2], p[3]});
+                        store4(next_z + layer_z + slot + 4 * tx, float4{z[0], z[1], z[2], z[3]});
+                    }
+                } else {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        w[i] = call.second[0][0] * here[i];
+#pragma unroll
+                        for (int m = 1; m <= R; ++m) w[i] += call.second[0][m] * (up(m)[i] + up(-m)[i]);
+                    }
+                    if (MODE == FORWARD && in_z) {
+                        float q[4] = {}, s[4] = {};
+#pragma unroll
+                        for (int m = 1; m <= R; ++m) {
+                            const float k = call.first[0][m - 1];
+                            const int low = slot_z(y0 + r - m, rank), high = slot_z(y0 + r + m, rank);
+                            const float4 zero = float4{0.f, 0.f, 0.f, 0.f};
+                            const float4 a = low < 0 ? zero : load4(carry_z + low + 4 * tx);
+                            const float4 b = high < 0 ? zero : load4(carry_z + high + 4 * tx);
+#pragma unroll
+                            for (int i = 0; i < 4; ++i) {
+                                q[i] += k * (up(m)[i] - up(-m)[i]);
+                                s[i] += k * (part(b, i) - part(a, i));
+                            }
+                        }
+                        const float grown = profile_z[GROWN * length_z + r + R], slope = profile_z[SLOPE * length_z + r + R];
+                        const int slot = slot_z(y0 + r, rank);
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) s[i] = grown * w[i] + slope * q[i] + s[i];
+                        if (slot >= 0) {
+                            const float decay = profile_z[DECAY * length_z + r + R];
+                            const float gain = profile_z[GAIN * length_z + r + R];
+                            const float4 psi = load4(carry_z + slot + 4 * tx), zeta = load4(zeta_z + slot + 4 * tx);
+                            float psi_next[4], zeta_next[4];
+#pragma unroll
+                            for (int i = 0; i < 4; ++i) {
+                                w[i] = grown * s[i] + part(zeta, i);
+                                psi_next[i] = decay * (gain * q[i] + part(psi, i));
+                                zeta_next[i] = decay * (gain * s[i] + part(zeta, i));
+                            }
+                            store4(next_z + slot + 4 * tx, float4{psi_next[0], psi_next[1], psi_next[2], psi_next[3]});
+                            store4(zeta_z + slot + 4 * tx, float4{zeta_next[0], zeta_next[1], zeta_next[2], zeta_next[3]});
+                        } else {
+#pragma unroll
+                            for (int i = 0; i < 4; ++i) w[i] = grown * s[i];
+                        }
+                    }
+                }
+                // Along x.
+                if (LAYERED && in_x) {
+                    const int at_row = r * pitch_x, slot = slot_x(tx), before = slot_x(tx - 1), after = slot_x(tx + 1);
+                    auto around = [&](const float* memory, float* to) {
+                        const float4 zero = float4{0.f, 0.f, 0.f, 0.f};
+                        const float4 a = before < 0 ? zero : load4(memory + at_row + before);
+                        const float4 b = slot < 0 ? zero : load4(memory + at_row + slot);
+                        const float4 d = after < 0 ? zero : load4(memory + at_row + after);
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) to[i] = part(a, i), to[4 + i] = part(b, i), to[8 + i] = part(d, i);
+                    };
+                    auto profile = [&](int k, int tile) { return load4(profile_x + k * stride + 4 + 4 * tile); };
+                    const float4 decay = profile(DECAY, tx), gain = profile(GAIN, tx);
+                    float one[12], other[12], psi_next[4], zeta_next[4];
+                    around(carry_x, one);
+                    if (MODE == ADJOINT) {
+                        around(carry_x + layer_x, other);
+                        float t[12], a[12], b[12];
+#pragma unroll
+                        for (int k = -1; k <= 1; ++k) {
+                            const float4 grown = profile(GROWN, tx + k), change = profile(SLOPE, tx + k);
+#pragma unroll
+                            for (int i = 0; i < 4; ++i) {
+                                const int x = 4 + 4 * k + i;
+                                t[x] = part(grown, i) * line[x] + other[x];
+                                a[x] = part(change, i) * t[x] + one[x];
+                                b[x] = part(grown, i) * t[x];
+                            }
+                        }
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            float slope = 0.f, bracket = call.second[1][0] * b[4 + i];
+#pragma unroll
+                            for (int m = 1; m <= R; ++m) {
+                                bracket += call.second[1][m] * (b[4 + i + m] + b[4 + i - m]);
+                                bracket -= call.first[1][m - 1] * (a[4 + i + m] - a[4 + i - m]);
+                                slope += call.first[1][m - 1] * (t[4 + i + m] - t[4 + i - m]);
+                            }
+                            w[i] += bracket;
+                            psi_next[i] = part(decay, i) * (one[4 + i] - part(gain, i) * slope);
+                            zeta_next[i] = part(decay, i) * (part(gain, i) * here[i] + other[4 + i]);
+                        }
+                    } else {
+                        const float4 grown = profile(GROWN, tx), change = profile(SLOPE, tx);
+                        const float4 zeta = slot < 0 ? float4{0.f, 0.f, 0.f, 0.f} : load4(zeta_x + at_row + slot);
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            float bracket = call.second[1][0] * here[i], q = 0.f, s = 0.f;
+#pragma unroll
+                            for (int m = 1; m <= R; ++m) {
+                                bracket += call.second[1][m] * (line[4 + i + m] + line[4 + i - m]);
+                                q += call.first[1][m - 1] * (line[4 + i + m] - line[4 + i - m]);
+                                s += call.first[1][m - 1] * (one[4 + i + m] - one[4 + i - m]);
+                            }
+                            const float t = part(grown, i) * bracket + part(change, i) * q + s;
+                            w[i] += part(grown, i) * t + part(zeta, i);
+                            psi_next[i] = part(decay, i) * (part(gain, i) * q + one[4 + i]);
+                            zeta_next[i] = part(decay, i) * (part(gain, i) * t + part(zeta, i));
+                        }
+                    }
+                    if (slot >= 0) {
+                        float* second_next = MODE == ADJOINT ? next_x + layer_x : zeta_x;
+                        store4(next_x + at_row + slot, float4{psi_next[0], psi_next[1], psi_next[2], psi_next[3]});
+                        store4(second_next + at_row + slot, float4{zeta_next[0], zeta_next[1], zeta_next[2], zeta_next[3]});
+                    }
+                } else {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        float bracket = call.second[1][0] * here[i];
+#pragma unroll
+                        for (int m = 1; m <= R; ++m)
+                            bracket += call.second[1][m] * (line[4 + i + m] + line[4 + i - m]);
+                        w[i] += bracket;
+                    }
+                }
+                if (MODE == UNWIND)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+                        if (!in_core(y0 + r, 4 * tx + i)) w[i] = 0.f;
+                if (keep) {
+                    const i64 at = kept + i64(r) * wide;
+                    if (MODE == ADJOINT) {
+                        const float4 stored = kept4(call.brackets, at, call.half);
+                        float4 so_far = load4(sum + i64(r) * wide);
+                        so_far.x += here[0] * stored.x, so_far.y += here[1] * stored.y;
+                        so_far.z += here[2] * stored.z, so_far.w += here[3] * stored.w;
+                        store4(sum + i64(r) * wide, so_far);
+                    } else {
+                        keep4(call.brackets, at, w, call.half);
+                    }
+                }
+                float loss[4] = {};
+                if (!LAYERED && call.damping) {
+                    const float4 k = load4(damping + r * pitch + 4 * tx);
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) loss[i] = part(k, i) * (here[i] - old[j][i]);
+                }
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    old[j][i] = c[j][i] * w[i] + (2.f * here[i] - old[j][i]);
+                    if (!LAYERED) old[j][i] -= loss[i];
+                }
+            }
+            block_sync();
+
+            // 2. It becomes the present one.
+#pragma unroll
+            for (int j = 0; j < ROWS; ++j) {
+                if (j >= mine) continue;
+                float* row = row_of(r0 + j, turn) + 4 * tx;
+                const float4 now = load4(row);
+                if (4 * tx + 4 <= columns) {
+                    store4(row, float4{old[j][0], old[j][1], old[j][2], old[j][3]});
+                } else {  // columns beyond the model are zero, or repeat the other side
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+                        if (4 * tx + i < columns) row[i] = old[j][i];
+                }
+                old[j][0] = now.x, old[j][1] = now.y, old[j][2] = now.z, old[j][3] = now.w;
+            }
+            for (int g = links; g >= 0; g = chain[g]) {
+                const int group = first_group + g, cell = call.scatter.group_cells[group];
+                float added = 0.f;
+                for (int k = call.scatter.group_starts[group]; k < call.scatter.group_starts[group + 1]; ++k) {
+                    const int tap = call.scatter.group_taps[k], p = call.scatter.tap_points[tap];
+                    const i64 at = i64(shot) * call.scatter.points * call.steps + p * i64(call.scatter.point_stride)
+                        + step * i64(call.scatter.step_stride);
+                    added += call.scatter.weights[tap] * call.scatter.values[at];
+                }
+                row_of(cell / columns - y0, turn)[cell % columns] += factor[cell] * added;
+            }
+            if (shape.periodic)
+                for (int j = 0; j < mine; ++j) wrap_columns(row_of(r0 + j, turn));
+            publish(turn ^ 1);
+            team_sync(turn ^ 1);
+        }
+
+        // What the run leaves.
+        if (many > 0) finish_samples(MODE == FORWARD ? call.end - 1 : call.begin, (many - 1) & 1);
+        const int turn = many & 1;
+#pragma unroll
+        for (int j = 0; j < ROWS; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int y = y0 + r0 + j, x = 4 * tx + i;
+                if (j >= mine || x >= columns) continue;
+                const i64 cell = i64(y) * columns + x;
+                const float now = row_of(r0 + j, turn)[x];
+                if (MODE == UNWIND) {
+                    float* field = call.field + 2 * cells * shot + cell;
+                    field[0] = old[j][i];
+                    field[cells] = now;
+                }
+                if (MODE != UNWIND && call.state_out) {
+                    state_out[cell] = now;
+                    state_out[cells + cell] = old[j][i];
+                }
+                if (MODE == ADJOINT) call.total[shot * cells + cell] = sum[i64(r0 + j) * wide + i];
+            }
+        if (LAYERED && call.state_out) move_layers(true, turn);
+        // The next shot of this team writes what blocks of the team may still read.
+        if (shot + teams < call.shots) team_sync(turn);
+    }
+}

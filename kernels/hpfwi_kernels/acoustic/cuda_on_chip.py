@@ -1,0 +1,310 @@
+"""How a shot is laid out on chip: which blocks take which rows, what their memory holds, and what a launch is told.
+
+Pure arithmetic on descriptions (cuda_call.py): nothing here needs a GPU. cuda.py launches, cuda_on_chip.cu computes.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem, TapArrays
+
+HERE = Path(__file__).parent
+MOST_BLOCKS = 256
+MOST_THREADS = {2: 1024, 4: 800, 8: 512}
+"""Threads of a block by the rows of a thread's tile, as registers allow: the kernel's launch bounds."""
+CLUSTER_SIZES = (2, 4, 8)
+"""Blocks of a cluster that every GPU with clusters can run."""
+LAYER_ROW_COST = 1.8
+"""Work on a row inside a top or bottom layer, in rows outside."""
+
+Team = Literal["block", "cluster", "grid"]
+Run = Literal["forward", "unwind", "adjoint"]
+_TEAMS = {"block": "BLOCK", "cluster": "CLUSTER", "grid": "GRID"}
+
+_GATHER = np.dtype(
+    [(name, np.uint64) for name in ("point_parts", "part_taps", "part_rows", "part_points", "cells", "weights")]
+    + [(name, np.uint64) for name in ("out", "product", "sums")]
+    + [(name, np.int32) for name in ("points", "point_stride", "step_stride", "several", "parts")],
+    align=True,
+)
+_SCATTER = np.dtype(
+    [(name, np.uint64) for name in ("shot_groups", "group_cells", "group_starts", "group_taps", "tap_points")]
+    + [(name, np.uint64) for name in ("weights", "values")]
+    + [(name, np.int32) for name in ("points", "point_stride", "step_stride", "most_groups")],
+    align=True,
+)
+_SHAPE = np.dtype(
+    [("rows", np.int32), ("columns", np.int32), ("low", np.int32, 2), ("high", np.int32, 2)]
+    + [(name, np.int32) for name in ("free_surface", "periodic")]
+    + [(name, np.int32) for name in ("blocks", "tile_rows", "most_rows", "most_layer_rows")],
+    align=True,
+)
+CALL = np.dtype(
+    [("factor", np.uint64), ("damping", np.uint64), ("profile", np.uint64, (2, 4))]
+    + [("gather", _GATHER), ("scatter", _SCATTER)]
+    + [(name, np.uint64) for name in ("state_in", "state_out", "total", "sum", "ring", "field", "exchange")]
+    + [(name, np.uint64) for name in ("brackets", "counters")]
+    + [("second", np.float32, (2, 5)), ("first", np.float32, (2, 4)), ("shape", _SHAPE), ("core", np.int32, (2, 2))]
+    + [(name, np.int32) for name in ("shots", "models", "steps", "begin", "end", "store_every", "slots", "half")]
+    + [("bands", np.int32, MOST_BLOCKS + 1)],
+    align=True,
+)
+"""The kernel's only argument, field by field as in cuda_on_chip.cu."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who works on a shot: `blocks` blocks as a `team`, in bands of rows, with tiles of `rows` x 4 cells."""
+
+    team: Team
+    rows: int
+    bands: tuple[int, ...]
+    """First row of every band, and the number of rows."""
+    columns: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a team."""
+        return len(self.bands) - 1
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the widest band."""
+        return int(np.diff(self.bands).max())
+
+    @property
+    def tile_rows(self) -> int:
+        """Tiles below each other in the widest band."""
+        return -(-self.most_rows // self.rows)
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block, whole warps: one per tile."""
+        return -(-self.tile_rows * -(-self.columns // 4) // 32) * 32
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch."""
+
+    kernel: str
+    """Template instance."""
+    team: Team
+    call: NDArray
+    """Its argument, a 0-d array of CALL, passed by value."""
+    grid: int
+    threads: int
+    shared_bytes: int
+    cluster: int
+    """Blocks of a cluster, 1 without."""
+    zero: tuple[int, int] = (0, 0)
+    """Address and number of bytes to set to zero before."""
+
+
+def source() -> str:
+    """The whole CUDA source."""
+    return "".join((HERE / name).read_text("utf-8") for name in ("cuda_device.cuh", "cuda_on_chip.cu"))
+
+
+def instance(problem: Problem, plan: Plan, run: Run) -> str:
+    """Name of the template instance that a run needs."""
+    layered = problem.boundary == "cpml" and run != "unwind"
+    return f"on_chip<{problem.order}, {plan.rows}, {_TEAMS[plan.team]}, {run.upper()}, {str(layered).lower()}>"
+
+
+def bracket_cells(problem: Problem) -> int:
+    """Cells of one bracket: rows are padded to whole vectors of both bracket types."""
+    return problem.shape[0] * _wide(problem)
+
+
+def plan_of(problem: Problem, team: Team, blocks: int) -> Plan | None:
+    """The plan for so many blocks per shot, or None where bands get too thin or a band has too many cells.
+
+    Tiles are as small as the number of threads allows: small tiles hide more latency, large ones load less.
+    """
+    bands = _bands(problem, blocks)
+    if bands is None:
+        return None
+    for rows, most in MOST_THREADS.items():
+        plan = Plan(team, rows, bands, problem.shape[1])
+        if plan.threads <= most:
+            return plan
+    return None
+
+
+def shared_bytes(problem: Problem, plan: Plan, run: Run) -> int:
+    """Shared memory that a block needs; the layout is in the kernel."""
+    radius, pitch = problem.radius, _pitch(problem)
+    stride, halo = pitch + 8, radius * (1 if plan.team == "block" else 2)
+    floats = (2 * halo + plan.most_rows) * stride
+    if problem.boundary == "cpml" and run != "unwind":
+        (_, columns), (low, high) = problem.shape, problem.widths[1]
+        left = -(-low // 4)
+        right = max(left, (columns - high) // 4) if high else pitch // 4
+        layers = plan.most_rows * 4 * (left + pitch // 4 - right) + _most_layer_rows(problem, plan) * pitch
+        floats += layers * (4 if run == "adjoint" else 3)
+        floats += 4 * stride + 4 * (-(-(plan.most_rows + 2 * radius) // 4) * 4)
+    elif problem.damping and run != "unwind":
+        floats += plan.most_rows * pitch
+    return 4 * (floats + _added(problem, run).most_groups)
+
+
+def workspace_floats(problem: Problem, plan: Plan, run: Run, teams: int) -> dict[str, int]:
+    """Float32 numbers in device memory, by use, that a launch of so many teams works in."""
+    kinds = 1 + (2 if run == "adjoint" else 1) * (problem.boundary == "cpml" and run != "unwind")
+    grid = plan.team == "grid"
+    exchange = teams * plan.blocks * 4 * kinds * problem.radius * _pitch(problem)
+    return {
+        "counters": _rounded(teams) if grid else 0,
+        "exchange": exchange if grid else 0,
+        "sums": _rounded(2 * (problem.receivers if run == "forward" else problem.sources).parts),
+        "sum": problem.shots * bracket_cells(problem) if run == "adjoint" else 0,
+    }
+
+
+def forward_launch(call: ForwardCall, plan: Plan, teams: int) -> Launch:
+    """The launch that runs a forward call; its workspace begins with `workspace_floats`."""
+    problem = call.problem
+    params, places = _common(problem, plan, "forward", call.workspace, teams, call.begin, call.end)
+    params["state_in"], params["state_out"] = call.state_in, call.state_out
+    params["brackets"], params["half"] = call.brackets, call.bracket_type == "bfloat16"
+    params["ring"] = call.ring
+    if call.records:
+        _gather(params, problem.receivers, call.records, places["sums"], point=1, step=problem.receivers.points)
+    _scatter(params, problem.sources, problem.drive, point=problem.steps, step=1)
+    return _launch(problem, plan, "forward", params, places, teams)
+
+
+def adjoint_launch(call: AdjointCall, plan: Plan, teams: int) -> Launch:
+    """The launch that runs an adjoint call with brackets; its workspace begins with `workspace_floats`."""
+    problem = call.problem
+    params, places = _common(problem, plan, "adjoint", call.workspace, teams, call.begin, call.end)
+    params["state_in"], params["state_out"] = call.state_in, call.state_out
+    params["brackets"], params["half"] = call.brackets, call.bracket_type == "bfloat16"
+    params["total"], params["sum"] = call.total, places["sum"]
+    _gather(params, problem.sources, call.drive_gradient, places["sums"], point=problem.steps, step=1)
+    params["gather"]["product"] = call.product
+    _scatter(params, problem.receivers, call.residual, point=1, step=problem.receivers.points)
+    return _launch(problem, plan, "adjoint", params, places, teams)
+
+
+def unwind_launch(call: AdjointCall, plan: Plan, teams: int, brackets: int) -> Launch:
+    """The launch that runs a call's field backwards and writes float32 brackets, zero outside the core."""
+    problem = call.problem
+    params, places = _common(problem, plan, "unwind", call.workspace, teams, call.begin, call.end)
+    params["damping"] = 0
+    params["brackets"], params["ring"], params["field"] = brackets, call.ring, call.field
+    _scatter(params, problem.sources, problem.drive, point=problem.steps, step=1)
+    return _launch(problem, plan, "unwind", params, places, teams)
+
+
+def _common(
+    problem: Problem, plan: Plan, run: Run, workspace: int, teams: int, begin: int, end: int
+) -> tuple[NDArray, dict[str, int]]:
+    params = np.zeros((), CALL)
+    params["factor"], params["damping"] = problem.factor, problem.damping
+    for axis, profile in enumerate(problem.profiles):
+        params["profile"][axis] = (profile.decay, profile.gain_plus_one, profile.gain, profile.slope)
+    for axis in range(2):
+        params["second"][axis, : problem.radius + 1] = problem.second[axis]
+        params["first"][axis, : problem.radius] = problem.first[axis]
+    shape = params["shape"]
+    shape["rows"], shape["columns"] = problem.shape
+    layered = problem.boundary == "cpml" and run != "unwind"
+    shape["low"], shape["high"] = ([width[side] if layered else 0 for width in problem.widths] for side in (0, 1))
+    shape["free_surface"], shape["periodic"] = problem.free_surface, problem.periodic
+    shape["blocks"], shape["tile_rows"], shape["most_rows"] = plan.blocks, plan.tile_rows, plan.most_rows
+    shape["most_layer_rows"] = _most_layer_rows(problem, plan)
+    params["core"] = problem.core
+    params["shots"], params["models"], params["steps"] = problem.shots, problem.models, problem.steps
+    params["begin"], params["end"], params["store_every"] = begin, end, problem.store_every
+    params["slots"] = problem.slots(begin, end)
+    params["bands"][: len(plan.bands)] = plan.bands
+    places, at = {}, workspace
+    for name, floats in workspace_floats(problem, plan, run, teams).items():
+        places[name] = at
+        at += 4 * floats
+    params["exchange"], params["counters"] = places["exchange"], places["counters"]
+    return params, places
+
+
+def _launch(problem: Problem, plan: Plan, run: Run, params: NDArray, places: dict[str, int], teams: int) -> Launch:
+    return Launch(
+        kernel=instance(problem, plan, run),
+        team=plan.team,
+        call=params,
+        grid=(teams if plan.team == "grid" else problem.shots) * plan.blocks,
+        threads=plan.threads,
+        shared_bytes=shared_bytes(problem, plan, run),
+        cluster=plan.blocks if plan.team == "cluster" else 1,
+        zero=(places["counters"], 4 * teams) if plan.team == "grid" else (0, 0),
+    )
+
+
+def _gather(params: NDArray, taps: TapArrays, out: int, sums: int, *, point: int, step: int) -> None:
+    """Samples of `out` lie [shot, ...] with these strides of points and steps."""
+    gather = params["gather"]
+    for name in ("point_parts", "part_taps", "part_rows", "part_points", "cells", "weights", "points", "parts"):
+        gather[name] = getattr(taps, name)
+    gather["out"], gather["sums"], gather["several"] = out, sums, taps.several
+    gather["point_stride"], gather["step_stride"] = point, step
+
+
+def _scatter(params: NDArray, taps: TapArrays, values: int, *, point: int, step: int) -> None:
+    scatter = params["scatter"]
+    for name in ("shot_groups", "group_cells", "group_starts", "group_taps", "tap_points", "weights"):
+        scatter[name] = getattr(taps, name)
+    scatter["values"], scatter["points"], scatter["most_groups"] = values, taps.points, taps.most_groups
+    scatter["point_stride"], scatter["step_stride"] = point, step
+
+
+def _added(problem: Problem, run: Run) -> TapArrays:
+    return problem.receivers if run == "adjoint" else problem.sources
+
+
+def _bands(problem: Problem, blocks: int) -> tuple[int, ...] | None:
+    """Rows of about equal work; more rows than the radius, which neighbours and the free surface need."""
+    rows = problem.shape[0]
+    least = problem.radius + 1
+    if blocks > min(MOST_BLOCKS, rows // least):
+        return None
+    cost = np.ones(rows)
+    if problem.boundary == "cpml":
+        low, high = problem.widths[0]
+        cost[:low] = cost[rows - high :] = LAYER_ROW_COST
+    work = np.concatenate([[0.0], np.cumsum(cost)])
+    cuts = np.rint(np.interp(np.linspace(0, work[-1], blocks + 1), work, np.arange(rows + 1))).astype(int)
+    for block in range(1, blocks):  # thin bands take rows from what is left
+        cuts[block] = min(max(cuts[block], cuts[block - 1] + least), rows - (blocks - block) * least)
+    return tuple(cuts.tolist())
+
+
+def _most_layer_rows(problem: Problem, plan: Plan) -> int:
+    """Rows inside layers of the band that has most, together with the rows around it that it receives."""
+    if problem.boundary != "cpml":
+        return 0
+    rows, radius, (low, high) = problem.shape[0], problem.radius, problem.widths[0]
+    if plan.blocks == 1:
+        return low + high
+    most = 0
+    for first, last in zip(plan.bands, plan.bands[1:], strict=False):
+        begin, end = max(first - radius, 0), min(last + radius, rows)
+        most = max(most, max(min(low, end) - begin, 0) + max(end - max(rows - high, begin), 0))
+    return most
+
+
+def _pitch(problem: Problem) -> int:
+    return -(-problem.shape[1] // 4) * 4
+
+
+def _wide(problem: Problem) -> int:
+    return -(-problem.shape[1] // 8) * 8
+
+
+def _rounded(floats: int) -> int:
+    return math.ceil(floats / 64) * 64
