@@ -133,9 +133,18 @@ class PairStore:
         """
         records = np.empty((len(indices), *self.records_shape), dtype=np.float32)
         models = np.empty((len(indices), *self.model_shape), dtype=np.float32)
+        self.expect([int(sample) for sample in indices])
         for row, sample in enumerate(indices):
             self.read_into(int(sample), records[row], models[row])
         return records, models
+
+    def expect(self, samples: Sequence[int]) -> None:
+        """Let the system read these samples from the disk together, before they are read one by one.
+
+        raises  DataError: a shard that is missing or damaged
+        """
+        self._records.expect(samples)
+        self._models.expect(samples)
 
     def read_into(self, sample: int, records: NDArray[np.float32], model: NDArray[np.float32]) -> None:
         """Read one sample into C-contiguous arrays float32[shot, time, receiver] and float32[z, x].

@@ -15,6 +15,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -238,6 +239,15 @@ class _ShardFile:
         if self._handle >= 0:
             os.close(self._handle)
 
+    def expect(self, offset: int, length: int) -> None:
+        """Have the system fetch bytes that will be read soon; a wish that it may ignore."""
+        if self._mapping is None:
+            os.posix_fadvise(self._handle, offset, length, os.POSIX_FADV_WILLNEED)
+            return
+        start = offset - offset % mmap.PAGESIZE
+        if offset + length <= len(self._mapping):
+            self._mapping.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
+
     def read(self, into: memoryview, offset: int) -> None:
         """Fill `into` from byte `offset` on."""
         if self._mapping is not None:
@@ -276,6 +286,7 @@ class ShardReader:
         self._files: OrderedDict[int, _ShardFile] = OrderedDict()
         self._lock = threading.Lock()
         self._scratch = threading.local()
+        self._expected = bytearray(self.layout.shape[0])
 
     def __getstate__(self) -> tuple[Path, Layout, bool]:
         return (self.folder, self.layout, self.mapped)
@@ -283,6 +294,20 @@ class ShardReader:
     def __setstate__(self, state: tuple[Path, Layout, bool]) -> None:
         self.folder, self.layout, self.mapped = state
         self._start()
+
+    def expect(self, samples: Sequence[int]) -> None:
+        """Have the system fetch samples that will be read soon, unless they should be in memory since the last time.
+
+        raises  DataError: a shard that is missing or damaged
+        """
+        for sample in samples:
+            if not 0 <= sample < len(self._expected) or self._expected[sample]:
+                continue
+            if self.mapped:  # and expected to stay in the page cache
+                self._expected[sample] = 1
+            shard, row = divmod(sample, self._shard_samples)
+            file = self._file(shard)
+            file.expect(*file.index[row])
 
     def read_into(self, sample: int, out: NDArray[np.float32]) -> None:
         """Read one sample into `out`, a C-contiguous float32 array of the sample's shape.

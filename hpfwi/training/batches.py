@@ -34,6 +34,8 @@ from hpfwi.training.order import batch_indices, order, slice_of, steps_per_epoch
 __all__ = ["Batches", "LoaderSettings", "Slice", "batch_indices", "order", "slice_of", "steps_per_epoch"]
 
 CACHE_LINE_BYTES = 64
+MOST_AT_ONCE = 8
+"""Samples that a thread reads before it looks for other work: enough that asking for them together pays on a disk."""
 
 Key = tuple[int, int, int]
 """(epoch, step, slot)."""
@@ -95,7 +97,19 @@ class _Reading:
 
     buffer: _Buffer
     indices: NDArray[np.int64]
-    parts: list[Future[None]]
+    parts: list[_Part]
+
+    def wait(self) -> None:
+        """Until no thread works on it."""
+        wait([part.future for part in self.parts])
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some (row, sample) of a slice, which one thread reads."""
+
+    places: list[tuple[int, int]]
+    future: Future[None]
 
 
 class Batches:
@@ -218,15 +232,14 @@ class Batches:
                 self._forget(None)
             with self._lock:
                 reading = self._begin(key, self._spare())
-        wait(reading.parts)
-        with self._lock:
-            self._waited_s += time.perf_counter() - begin
         try:
-            for part in reading.parts:
-                part.result()
+            self._finish(reading)
         except BaseException:
             self._give_back(reading.buffer)
             raise
+        finally:
+            with self._lock:
+                self._waited_s += time.perf_counter() - begin
         return self._hand_out(key, reading)
 
     def release(self, taken: Slice) -> None:
@@ -280,16 +293,35 @@ class Batches:
         # lets go of the interpreter on the way and would queue for it behind the readers.
         samples = indices.tolist()
         rows = sorted(range(len(samples)), key=samples.__getitem__)
-        threads = min(self._settings.threads, len(rows))
-        cuts = [len(rows) * part // threads for part in range(threads + 1)]
-        parts = [[(row, samples[row]) for row in rows[first:last]] for first, last in pairwise(cuts)]
-        return _Reading(buffer, indices, [self._pool.submit(self._read, buffer, part) for part in parts])
+        pieces = min(max(self._settings.threads, -(-len(rows) // MOST_AT_ONCE)), len(rows))
+        cuts = [len(rows) * piece // pieces for piece in range(pieces + 1)]
+        parts = []
+        for first, last in pairwise(cuts):
+            places = [(row, samples[row]) for row in rows[first:last]]
+            parts.append(_Part(places, self._pool.submit(self._read, buffer, places)))
+        return _Reading(buffer, indices, parts)
+
+    def _finish(self, reading: _Reading) -> None:
+        """Have a slice read to its end; who waits for it reads what no thread has begun.
+
+        raises  DataError: a sample that cannot be read
+        """
+        try:
+            for part in reversed(reading.parts):
+                if part.future.cancel():
+                    self._read(reading.buffer, part.places)
+        finally:
+            reading.wait()
+        for part in reading.parts:
+            if not part.future.cancelled():
+                part.future.result()
 
     def _read(self, buffer: _Buffer, places: Sequence[tuple[int, int]]) -> None:
         """Read some (row, sample) of a slice; runs in a thread of the pool."""
         if buffer.copied is not None:
             buffer.copied.synchronize()
         records, models = buffer.records.numpy(), buffer.models.numpy()
+        self._store.expect([sample for _, sample in places])
         for row, sample in places:
             self._store.read_into(sample, records[row], models[row, 0])
 
@@ -303,8 +335,8 @@ class Batches:
             reading = self._readings.pop(key, None)
         if reading is not None:
             for part in reading.parts:
-                part.cancel()
-            wait(reading.parts)
+                part.future.cancel()
+            reading.wait()
             self._give_back(reading.buffer)
 
     def _hand_out(self, key: Key, reading: _Reading) -> Slice:

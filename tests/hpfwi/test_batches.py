@@ -278,7 +278,7 @@ def test_waiting_is_counted(store: PairStore, monkeypatch: pytest.MonkeyPatch) -
     with Batches(store, TRAIN, seed=0, batch=4) as batches:
         assert batches.wait_share == 0.0
         for _ in batches.iterate(0, 0, epochs=1):
-            wait([part for reading in batches._readings.values() for part in reading.parts])
+            wait([part.future for reading in batches._readings.values() for part in reading.parts])
             time.sleep(0.01)
         assert batches.wait_share < 0.5  # the first slice is waited for
     with Batches(store, TRAIN, seed=0, batch=4) as batches:
@@ -309,3 +309,25 @@ def test_slices_arrive_on_a_gpu(store: PairStore) -> None:
             assert bool((copy == numbers).all())
             assert bool((taken.models == 1500 + numbers).all())
         assert batches._buffers <= 3
+
+
+def test_who_waits_reads_what_no_thread_has_begun(batches: Batches, store: PairStore) -> None:
+    """The only reader is held up in another slice: the caller's own slice does not wait for it."""
+    hold, begun = threading.Event(), threading.Event()
+    read = batches._read
+
+    def held(buffer: Any, places: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            hold.wait(20)
+        read(buffer, places)
+
+    batches._read = held  # type: ignore[method-assign]
+    batches._pool.submit(held, batches._spare(), [])
+    assert begun.wait(20)
+    taken = batches.take(0, 0, 0)
+    assert not hold.is_set()
+    expected = store.read(taken.indices)
+    assert np.array_equal(taken.records.numpy(), expected[0])
+    assert np.array_equal(taken.models.numpy()[:, 0], expected[1])
+    hold.set()

@@ -399,6 +399,20 @@ def test_a_store_is_mapped_where_it_stays_in_memory(store: PairStore, monkeypatc
     assert 2**27 < page_cache.memory_bytes() < 2**50
 
 
+def test_samples_are_asked_for_before_they_are_read(store: PairStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once where files stay in memory, else every time; what does not exist is left to whoever reads it."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(shards._ShardFile, "expect", lambda self, *place: asked.append(place))
+    for _ in range(2):
+        store._models.expect([3, 12, 25, -1])
+    size = 4 * MODEL[0] * MODEL[1]
+    once = [(3 * size, size), (2 * size, size)]
+    assert asked == (once if store._models.mapped else 2 * once)
+    monkeypatch.undo()
+    store.expect(range(SAMPLES))
+    assert np.array_equal(store.read(range(SAMPLES))[0], values()[0])
+
+
 def test_samples_that_do_not_exist(store: PairStore) -> None:
     for sample in (-1, 25):
         with pytest.raises(DataError, match=f"Sample {sample} does not exist: .* has samples 0 to 24"):
