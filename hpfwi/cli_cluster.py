@@ -14,6 +14,8 @@ from hpfwi.errors import ConfigError
 from hpfwi.verbs import verb_of
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hpfwi.parallel import SlurmJob
 
 JOB_FILE = "job.json"
@@ -144,6 +146,100 @@ def submit(
     typer.echo(f"Status  hpfwi status {run}")
 
 
+@_verb
+def simulate(
+    source: Source,
+    gpus: Annotated[
+        str, typer.Option("--gpus", metavar="N,N,...", help="Numbers of workers to look at; each has a GPU to itself.")
+    ] = "8,64,512,4096",
+    mtbf_hours: Annotated[
+        float | None,
+        typer.Option("--mtbf-hours", metavar="H", help="Mean time between failures of one worker; without it, none."),
+    ] = None,
+    timed: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="Take the times of the items from a run of this kind.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure the overheads of this machine first, in half a minute.")
+    ] = False,
+    machine_options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--machine", metavar="NAME=VALUE", help="Set what the cluster costs, such as bandwidth_mbs=10000."
+        ),
+    ] = None,
+    work_options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--work", metavar="NAME=VALUE", help="Set what the run asks for, such as item_s=0.5 or spread=0.2."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="PATH.png", help="Where the figure goes.")] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+) -> None:
+    """Forecast a run on more workers than there are: time, efficiency, and what failures would cost.
+
+    Virtual workers go through the schedule of the real ones: who gets which item when, what a death sends back, how
+    the sums meet. The times of items are measured here, on this machine's processor; --work item_s=S puts in the time
+    that an item takes on yours.
+    """
+    from dataclasses import asdict
+
+    from hpfwi.parallel import Machine, forecast, measured_machine
+    from hpfwi.scaling import as_table, draw, work_of_inversion, work_of_run, work_of_training
+
+    counts = _counts(gpus)
+    if mtbf_hours is not None and not mtbf_hours > 0:
+        raise ConfigError(f"--mtbf-hours={mtbf_hours:g} is no time between failures; give hours above 0.")
+    config, verb = _load(source, overrides)
+    found = measured_machine(lambda sentence: typer.echo(sentence, err=True)) if calibrate else Machine()
+    machine = _changed(found.model_copy(update={"ring_only": config.cluster.device == "cpu"}), machine_options)
+    work = work_of_training(config) if verb == "train" else work_of_inversion(config)
+    if timed is not None:
+        work = work_of_run(timed, machine, work)
+    work = _changed(work, work_options)
+    threads = config.cluster.threads_per_worker
+    forecasts = [forecast(work, machine, count, threads, mtbf_hours=mtbf_hours) for count in counts]
+    path = out or Path(f"{config.name}_scaling.png")
+    draw(path, f"{config.name}: a forecast", forecasts, mtbf_hours)
+    if as_json:
+        table = [asdict(one) for one in forecasts]
+        asked = {"machine": machine.model_dump(), "work": work.model_dump(), "mtbf_hours": mtbf_hours}
+        typer.echo(json.dumps(asked | {"forecasts": table}, indent=1))
+        return
+    console().print(as_table(work, forecasts, mtbf_hours))
+    typer.echo(f"Wrote {path}")
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        counts = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        counts = []
+    if not counts or counts[0] < 1 or counts[-1] > 100_000:
+        raise ConfigError(f"--gpus={text!r} is no list of numbers from 1 to 100000, such as 8,64,512,4096.")
+    return counts
+
+
+def _changed(settings: Any, options: list[str] | None) -> Any:
+    """The settings with some of them given as NAME=VALUE."""
+    from pydantic import ValidationError
+
+    changes = {}
+    for option in options or []:
+        name, equals, value = option.partition("=")
+        if not equals or name not in type(settings).model_fields:
+            known = ", ".join(type(settings).model_fields)
+            raise ConfigError(f"{option!r} sets nothing; write NAME=VALUE with one of {known}.")
+        changes[name] = value
+    try:
+        return type(settings).model_validate(settings.model_dump() | changes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{first['loc'][0]} = {first['input']!r} cannot be used: {first['msg']}.") from None
+
+
 def work(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the job.")],
 ) -> None:
@@ -185,6 +281,14 @@ def _take_over(run: Path, folder: Path) -> None:
         if head == holder:
             lock.unlink(missing_ok=True)
             return
+
+
+def console() -> Console:
+    """A console as wide as the terminal; 110 columns where there is none."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=110)
 
 
 def _load(source: str, overrides: list[str] | None) -> tuple[Any, str]:

@@ -27,9 +27,11 @@ import numpy as np
 from hpfwi_cluster import ClusterSettings, Group, ItemResult, IterationResult, State, Task, make_group
 from hpfwi_cluster.errors import ClusterError, GroupLost
 from hpfwi_cluster.replica import one_torch_thread
+from hpfwi_cluster.simulate import Forecast, forecast
 from hpfwi_cluster.slurm import SlurmJob
 from hpfwi_cluster.slurm import script as job_script
 from hpfwi_cluster.slurm import submit as submit_job
+from hpfwi_cluster.virtual import Machine, Work, run_iteration
 
 if TYPE_CHECKING:
     from hpfwi.inversion.task import InversionTask
@@ -38,15 +40,21 @@ if TYPE_CHECKING:
 __all__ = [
     "ClusterError",
     "ClusterSettings",
+    "Forecast",
     "Group",
     "GroupLost",
     "ItemResult",
     "IterationResult",
+    "Machine",
     "SlurmJob",
     "State",
+    "Work",
+    "forecast",
     "groups_of_shots",
     "job_script",
+    "measured_machine",
     "one_torch_thread",
+    "run_iteration",
     "start_generation",
     "start_group",
     "start_training",
@@ -89,6 +97,13 @@ def start_training(run: Path, settings: ClusterSettings) -> Group:
         threads = 1  # slices on one GPU would only wait for each other
     factory = partial(_build_training, str(run), threads)
     return make_group(factory, workers=workers, threads_per_worker=threads, settings=settings)
+
+
+def measured_machine(say: Callable[[str], None]) -> Machine:
+    """The overheads of this machine, measured with workers that do nothing; takes about half a minute."""
+    from hpfwi_cluster.calibrate import measure
+
+    return measure(say)
 
 
 def validation_iteration(epoch: int) -> int:
