@@ -38,7 +38,9 @@ def after_loss(survivors: int, replaced: int, limit: int) -> Decision:
     return Decision.REPLACE if replaced < limit else Decision.GO_ON
 
 
-def loss_sentence(worker: str, doing: str, iteration: int, requeued: Sequence[int], decision: Decision) -> str:
+def loss_sentence(
+    worker: str, why: str, doing: str, iteration: int, requeued: Sequence[int], decision: Decision
+) -> str:
     """Return one line that says what was lost and what is being done about it."""
     named = ", ".join(str(item) for item in requeued[:8]) + (", …" if len(requeued) > 8 else "")
     noun = "item" if len(requeued) == 1 else "items"
@@ -50,4 +52,4 @@ def loss_sentence(worker: str, doing: str, iteration: int, requeued: Sequence[in
         Decision.GIVE_UP: "no worker is left and restart_limit is spent",
         Decision.RETRY: "the others go on",
     }[decision]
-    return f"{worker} was lost in iteration {iteration} while {doing}: {back}; {then}."
+    return f"{worker} was lost in iteration {iteration} while {doing} ({why}): {back}; {then}."

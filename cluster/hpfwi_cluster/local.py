@@ -9,14 +9,16 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from hpfwi_cluster import fixed_point
-from hpfwi_cluster.errors import ClusterError, StartFailed, TaskFailed
+from hpfwi_cluster.errors import Abandoned, ClusterError, StartFailed, TaskFailed
 from hpfwi_cluster.ledger import ItemReport, Ledger
 from hpfwi_cluster.replica import Replica, one_torch_thread, sentence_of
 from hpfwi_cluster.settings import ClusterSettings
 from hpfwi_cluster.shares import wait_share
-from hpfwi_cluster.tasks import IterationResult, State, Task
+from hpfwi_cluster.tasks import IterationResult, State, Task, nobody_asks, nobody_listens
 
 _RANK = 0
+_SLICE_S = 0.25
+"""Longest wait before this thread looks whether it was asked to stop."""
 _T = TypeVar("_T")
 
 
@@ -25,6 +27,8 @@ class LocalGroup:
 
     def __init__(self, task_factory: Callable[[], Task], *, threads: int, settings: ClusterSettings) -> None:
         self.exponent: int | None = None
+        self.tell: Callable[[str], None] = nobody_listens
+        self.stop: Callable[[], object] = nobody_asks
         self._settings = settings
         self._threads = threads
         self._sum_id = 0
@@ -43,7 +47,8 @@ class LocalGroup:
             raise ClusterError("The task failed while its state changed: call load_state with a checkpoint first.")
         ledger = Ledger(iteration, items, costs, self._settings.item_tries)
         with one_torch_thread():
-            self._task("begin", iteration, lambda: self._replica.begin(iteration))
+            self._sum_id += 1
+            self._task("begin", iteration, lambda: self._replica.begin(iteration, self._sum_id))
             exponent = self.exponent if self.exponent is not None else self._probe(ledger)
             self._collect(ledger, exponent)
             again = fixed_point.corrected_exponent(exponent, ledger.largest)
@@ -52,7 +57,8 @@ class LocalGroup:
                 ledger.start_again()
                 self._collect(ledger, exponent)
             assert ledger.shape is not None
-            total = fixed_point.as_float(self._replica.local_sum(self._sum_id, ledger.shape), ledger.quantum(exponent))
+            exact = self._replica.local_sum(self._sum_id, ledger.shape, ledger.held(_RANK))
+            total = fixed_point.as_float(exact, ledger.quantum(exponent))
             self._suspect = True
             busy_s = self._task("finish", iteration, lambda: self._replica.finish(iteration, total.copy()))
         self._suspect = False
@@ -88,6 +94,7 @@ class LocalGroup:
         """Compute the item of lowest id without adding it; return the exponent its magnitude suggests."""
         exponent = None
         while exponent is None:
+            self._give_way(ledger)
             item = ledger.take_probe(_RANK)
             exponent = ledger.report_probe(_RANK, self._replica.compute(item, self._sum_id, None, 0))
         return exponent
@@ -96,21 +103,31 @@ class LocalGroup:
         self._sum_id += 1
         quantum = ledger.quantum(exponent)
         if self._pool is None:
-            while (item := ledger.take(_RANK)) is not None:
-                ledger.report(_RANK, self._replica.compute(item, self._sum_id, exponent, quantum))
+            while not ledger.complete:
+                self._give_way(ledger)
+                item = ledger.take(_RANK)
+                assert item is not None
+                self._book(ledger, self._replica.compute(item, self._sum_id, exponent, quantum))
             return
         flying: set[Future[ItemReport]] = set()
         try:
-            while True:
+            while not ledger.complete:
                 while len(flying) < self._threads and (item := ledger.take(_RANK)) is not None:
                     flying.add(self._pool.submit(self._replica.compute, item, self._sum_id, exponent, quantum))
-                if not flying:
-                    return
-                done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                done, flying = wait(flying, timeout=_SLICE_S, return_when=FIRST_COMPLETED)
                 for future in done:
-                    ledger.report(_RANK, future.result())
+                    self._book(ledger, future.result())
+                self._give_way(ledger)
         finally:
             wait(flying)
+
+    def _book(self, ledger: Ledger, report: ItemReport) -> None:
+        if ledger.report(_RANK, report):
+            self._replica.accept(self._sum_id, [report.item])
+
+    def _give_way(self, ledger: Ledger) -> None:
+        if not ledger.complete and self.stop():
+            raise Abandoned(f"Asked to stop in iteration {ledger.iteration}; nothing was applied in it.")
 
     def _task(self, name: str, iteration: int | None, call: Callable[[], _T]) -> _T:
         try:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from hpfwi_cluster.errors import ClusterError, StartFailed
-from hpfwi_cluster.ray_library import RayActorError, RayTaskError, ray
+from hpfwi_cluster.ray_library import LOST, RayTaskError, ray, why_lost
 from hpfwi_cluster.replica import sentence_of
 from hpfwi_cluster.settings import ClusterSettings
 from hpfwi_cluster.tasks import Task
+from hpfwi_cluster.watch import Place
 from hpfwi_cluster.worker import Hello, Worker, versions
+
+SLICE_S = 0.25
+"""Longest wait before this process looks around: for workers that no longer run, and for being asked to stop."""
 
 
 @dataclass(eq=False)
@@ -31,6 +35,12 @@ class Member:
         where = "" if self.hello is None else f" (pid {self.hello.pid} on {self.hello.host})"
         return f"Worker {self.worker}{where}"
 
+    @property
+    def place(self) -> Place:
+        """Where its process is."""
+        assert self.hello is not None
+        return Place(self.hello.node, self.hello.pid)
+
 
 @dataclass
 class Answers:
@@ -38,7 +48,8 @@ class Answers:
 
     values: dict[Member, Any] = field(default_factory=dict)
     errors: dict[Member, ClusterError] = field(default_factory=dict)
-    dead: list[Member] = field(default_factory=list)
+    dead: dict[Member, str] = field(default_factory=dict)
+    """With a clause that says what became of it."""
     silent: dict[Any, Member] = field(default_factory=dict)
     """References that had not come back, by whom they were awaited."""
 
@@ -65,27 +76,39 @@ def dismiss(member: Member) -> None:
     ray.kill(member.actor, no_restart=True)
 
 
-def collect(asked: dict[Any, Member], timeout_s: float | None, *, stop_early: bool = False) -> Answers:
+def collect(
+    asked: dict[Any, Member],
+    timeout_s: float | None,
+    *,
+    gone: Callable[[Iterable[Member]], dict[Member, str]] | None = None,
+    stop_early: bool = False,
+) -> Answers:
     """Wait for references and sort what comes back.
 
     timeout_s   None waits as long as it takes
+    gone        says which members no longer run, and why; nobody waits for those
     stop_early  return at the first death or error; the rest is `silent`
     """
     answers = Answers(silent=dict(asked))
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     while answers.silent:
-        left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+        left_s = SLICE_S if deadline_s is None else max(0.0, min(SLICE_S, deadline_s - time.monotonic()))
         ready, _ = ray.wait(list(answers.silent), num_returns=1, timeout=left_s)
-        if not ready:
-            break
-        member = answers.silent.pop(ready[0])
-        try:
-            answers.values[member] = ray.get(ready[0])
-        except RayActorError:
-            answers.dead.append(member)
-        except RayTaskError as error:
-            answers.errors[member] = own_error(error)
+        for reference in ready:
+            member = answers.silent.pop(reference)
+            try:
+                answers.values[member] = ray.get(reference)
+            except LOST as error:
+                answers.dead[member] = why_lost(error)
+            except RayTaskError as error:
+                answers.errors[member] = own_error(error)
+        if not ready and gone is not None:
+            lost = gone(answers.silent.values())
+            answers.dead |= lost
+            answers.silent = {each: member for each, member in answers.silent.items() if member not in lost}
         if stop_early and (answers.dead or answers.errors):
+            break
+        if not ready and deadline_s is not None and time.monotonic() >= deadline_s:
             break
     return answers
 
@@ -109,7 +132,14 @@ def check_resources(workers: int, threads: int, settings: ClusterSettings) -> No
             )
 
 
-def welcome(members: list[Member], timeout_s: float) -> tuple[list[Member], list[str]]:
+def room(threads: int, settings: ClusterSettings) -> int:
+    """Return how many more workers the free resources of the cluster are enough for, as a sum over its nodes."""
+    free = ray.available_resources()
+    places = int(free.get("CPU", 0)) // threads
+    return min(places, int(free.get("GPU", 0))) if settings.device == "cuda" else places
+
+
+def welcome(members: list[Member], timeout_s: float | None) -> tuple[list[Member], list[str]]:
     """Wait until the members have built their tasks; return those fit to join, and why others are not.
 
     A worker that runs other versions than this process is unfit: its bits would differ.

@@ -9,6 +9,26 @@ if "ray" not in sys.modules:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
-__all__ = ["RayActorError", "RayTaskError", "ray"]
+LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)
+"""What Ray raises for a call to a process that is no more."""
+
+__all__ = ["LOST", "RayError", "RayTaskError", "ray"]
+
+
+def why_lost(error: Exception) -> str:
+    """Return a clause that says what became of the process, from what Ray raised."""
+    text = str(error)
+    if isinstance(error, OutOfMemoryError) or "running low on memory" in text:
+        return "its node ran out of memory"
+    if isinstance(error, NodeDiedError) or "node has died" in text or "node was terminated" in text:
+        return "its node was lost"
+    return "its process died"

@@ -6,13 +6,14 @@ import hashlib
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
 from hpfwi_cluster import fixed_point
+from hpfwi_cluster.errors import ClusterError
 from hpfwi_cluster.ledger import ItemReport
 from hpfwi_cluster.tasks import ItemResult, State, Task
 
@@ -24,42 +25,51 @@ def sentence_of(error: BaseException) -> str:
 
 
 class Replica:
-    """A task, the fixed-point sum of the items it has computed, and the set of those items."""
+    """A task and the fixed-point sum of those of its items that count.
+
+    Computing and adding are two things: an item's result is kept until the ledger says that this rank holds the item,
+    because another rank may have computed it too and been faster.
+    """
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self._lock = threading.Lock()
-        self._iteration: int | None = None
-        self._sum_id: int | None = None
+        self._sum_id = 0
         self._sum: np.ndarray | None = None
-        self._added: dict[int, ItemReport] = {}
+        self._reports: dict[int, ItemReport] = {}
+        self._kept: dict[int, tuple[np.ndarray, int]] = {}
+        self._added: set[int] = set()
         self._probe: tuple[int, ItemResult] | None = None
         self._busy = _BusyClock()
 
-    def begin(self, iteration: int) -> None:
-        """Start an iteration; whatever the last one left is dropped."""
-        self._iteration, self._sum_id, self._sum, self._probe = iteration, None, None, None
-        self._added.clear()
+    def begin(self, iteration: int, sum_id: int) -> None:
+        """Start an iteration and its sum `sum_id`, above all earlier ones; whatever the last one left is dropped."""
+        with self._lock:
+            self._probe = None
+            self._open(sum_id)
         self._busy.reset()
         self.task.begin(iteration)
 
     def compute(self, item: int, sum_id: int, exponent: int | None, quantum: int) -> ItemReport:
-        """Compute an item and add it to the sum `sum_id`, starting that sum if it is new.
+        """Compute an item and keep it for the sum `sum_id`, starting that sum if it is new.
 
-        With exponent None the item is kept instead of added, to learn its magnitude. An item larger than the exponent
-        allows is reported and not added. Asking twice adds once. A failing task is reported, never raised.
+        With exponent None it is not kept for a sum, only its magnitude is learnt. An item larger than the exponent
+        allows is reported and never added. Asking twice computes once. A failing task is reported, never raised.
         """
         with self._lock:
+            if sum_id < self._sum_id:
+                return ItemReport(item, None, (), {}, failure="it belongs to a sum that is over")
             self._open(sum_id)
-            if item in self._added:
-                return self._added[item]
-            kept = None
+            if item in self._reports:
+                return self._reports[item]
+            known = None
             if self._probe is not None and self._probe[0] == item:
-                kept, self._probe = self._probe[1], None
+                known, self._probe = self._probe[1], None
+        started_s = time.perf_counter()
         try:
             with self._busy:
-                result = kept if kept is not None else self.task.compute(item)
-            report = _inspect(item, result)
+                result = known if known is not None else self.task.compute(item)
+            report = replace(_inspect(item, result), seconds=time.perf_counter() - started_s)
         except Exception as error:  # whatever the task raises is the driver's to decide about
             return ItemReport(item, None, (), {}, failure=sentence_of(error))
         if report.failure is not None:
@@ -67,28 +77,41 @@ class Replica:
         with self._lock:
             if exponent is None:
                 self._probe = (item, result)
-            elif self._sum_id == sum_id and item not in self._added:
-                if self._sum is None:
-                    self._sum = np.zeros(report.shape, np.int64)
-                if self._sum.shape != report.shape:
-                    why = f"its array has shape {report.shape}, the sum {self._sum.shape}"
-                    return replace(report, failure=why, final=True)
-                if report.largest is not None and report.largest <= exponent:
-                    fixed_point.add(self._sum, result.array, quantum)
-                self._added[item] = report
+            elif self._sum_id == sum_id and item not in self._reports:
+                self._reports[item] = report
+                if report.largest is None or report.largest <= exponent:
+                    self._kept[item] = (result.array, quantum)
         return report
 
-    def local_sum(self, sum_id: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Return a copy of this rank's sum: int64, zeros if it has added nothing to `sum_id`."""
+    def accept(self, sum_id: int, items: Iterable[int]) -> None:
+        """Add items computed before, which this rank holds; each is added once however often it is named."""
         with self._lock:
-            if self._sum_id != sum_id or self._sum is None:
-                return np.zeros(shape, np.int64)
-            return self._sum.copy()
+            if sum_id == self._sum_id:
+                self._add(items)
+
+    def local_sum(self, sum_id: int, shape: tuple[int, ...], held: Iterable[int]) -> np.ndarray:
+        """Return a copy of this rank's sum, int64, of exactly the items that it holds.
+
+        raises  ClusterError: an item among them was not computed here, or one was added that is not among them
+        """
+        with self._lock:
+            if sum_id != self._sum_id:
+                self._open(sum_id)
+            wanted = set(held)
+            self._add(wanted)
+            if self._added != wanted:
+                raise ClusterError(
+                    f"A local sum holds items {sorted(self._added)} and should hold {sorted(wanted)}; this is a defect "
+                    "of the group, nothing was applied."
+                )
+            return np.zeros(shape, np.int64) if self._sum is None else self._sum.copy()
 
     def finish(self, iteration: int, total: np.ndarray) -> float:
         """Advance the task by the total; return the seconds in which this rank computed an item."""
         self.task.finish(iteration, total)
-        self._sum = None
+        with self._lock:
+            self._sum = None
+            self._kept.clear()
         return self._busy.seconds()
 
     def state(self) -> State:
@@ -111,7 +134,18 @@ class Replica:
     def _open(self, sum_id: int) -> None:
         if self._sum_id != sum_id:
             self._sum_id, self._sum = sum_id, None
+            self._reports.clear()
+            self._kept.clear()
             self._added.clear()
+
+    def _add(self, items: Iterable[int]) -> None:
+        for item in items:
+            if item in self._kept:
+                array, quantum = self._kept.pop(item)
+                if self._sum is None:
+                    self._sum = np.zeros(array.shape, np.int64)
+                fixed_point.add(self._sum, array, quantum)
+                self._added.add(item)
 
 
 def _inspect(item: int, result: ItemResult) -> ItemReport:

@@ -18,6 +18,18 @@ class ClusterSettings(BaseModel):
         default="auto",
         description="Worker processes: a number, 'auto' (usable cores / threads_per_worker), 0 (this process, no Ray).",
     )
+    min_workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Fewest workers to start with, and to go on with before waiting for more; none: all of them to "
+        "start, one to go on.",
+    )
+    max_workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most workers: between iterations the group grows up to here where resources are free; none: "
+        "as many as it began with.",
+    )
     threads_per_worker: int = Field(
         default=1, ge=1, description="Items one worker computes at the same time, one thread each."
     )
@@ -39,7 +51,21 @@ class ClusterSettings(BaseModel):
         gt=0,
         description="Longest silence of a worker after a broken all-reduce before it counts as lost, s.",
     )
-    restart_limit: int = Field(default=16, ge=0, description="Lost workers a group replaces in its lifetime.")
+    heartbeat_limit_s: float = Field(
+        default=8.0,
+        ge=2.0,
+        description="A worker is lost once its node is silent, or its process stands still, for so long, s. How long "
+        "it computes does not matter.",
+    )
+    call_limit_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Longest time for a worker to begin or finish an iteration or to move its state, s.",
+    )
+    wait_limit_s: float = Field(
+        default=3600.0, ge=0, description="Longest wait for workers when fewer than min_workers are left, s."
+    )
+    restart_limit: int = Field(default=100, ge=0, description="Lost workers a group replaces in its lifetime.")
     item_tries: int = Field(
         default=2, ge=1, description="How often an item may raise before the iteration is given up."
     )
@@ -47,6 +73,21 @@ class ClusterSettings(BaseModel):
         default=3,
         ge=1,
         description="How many workers may die over the same item of the same iteration before it is given up.",
+    )
+    item_patience: float | None = Field(
+        default=30.0,
+        gt=1.0,
+        description="A worker is lost over an item that takes so many times as long as items of its cost usually do; "
+        "none waits for ever.",
+    )
+    item_patience_s: float = Field(
+        default=120.0, ge=0, description="Time that every item is given whatever items usually take, s."
+    )
+    copy_after: float | None = Field(
+        default=3.0,
+        gt=1.0,
+        description="When nothing else waits, an item that takes so many times as long as usual is computed a second "
+        "time elsewhere, and the first result counts; none: never.",
     )
     replica_check_every: int | None = Field(
         default=10,
@@ -62,6 +103,12 @@ class ClusterSettings(BaseModel):
                 f"workers = 'auto' counts the cores of this machine, not of the cluster at {self.address}: "
                 "set workers to a number"
             )
+        if self.workers != "auto":
+            low, high = self.min_workers or 1, self.max_workers or max(1, self.workers)
+            if self.workers and not low <= self.workers <= high:
+                raise ValueError(
+                    f"workers = {self.workers} is not between min_workers = {low} and max_workers = {high}: change one"
+                )
         return self
 
     def worker_count(self) -> int:

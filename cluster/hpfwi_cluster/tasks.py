@@ -6,7 +6,7 @@ exactly, and every replica advances by the same total.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -53,7 +53,11 @@ class Task(Protocol):
         """Get ready to compute items of this iteration. Must not advance the state: it may be called again."""
 
     def compute(self, item: int) -> ItemResult:
-        """Compute one item: a pure function of the state at `begin` and of the item; called from several threads."""
+        """Compute one item: a pure function of the state at `begin` and of the item; called from several threads.
+
+        A call whose result is no longer wanted may go on during `finish`, `state`, `load_state` and the next `begin`:
+        whatever it reads meanwhile, and raises, does no harm, but it must not write into the state.
+        """
 
     def finish(self, iteration: int, total: np.ndarray | None) -> None:
         """Advance the state by the total (float64, the same bits on every rank)."""
@@ -70,14 +74,20 @@ class Group(Protocol):
 
     exponent: int | None
     """Scale of the fixed point in the next iteration, None before the first. A checkpoint keeps it with the state."""
+    tell: Callable[[str], None]
+    """Called with one sentence when a worker is lost, and when workers are waited for."""
+    stop: Callable[[], object]
+    """Asked several times a second while items are computed: anything true abandons the iteration."""
 
     def run(self, iteration: int, items: Sequence[int], costs: Sequence[float]) -> IterationResult:
         """Run one iteration: begin, every item once, exact sum, finish on every rank.
 
         items   distinct ids; their set, not their order or the number of workers, fixes the result
-        costs   one relative cost >= 0 per item; decides the order of work only
-        raises  ItemFailed: nothing was applied; GroupLost: set `exponent` and call `load_state` with the last
-                checkpoint, then run on from there; TaskFailed, ReplicasDiverged, RestartsExhausted
+        costs   one relative cost >= 0 per item, on one scale for all iterations; decides the order of work, and what
+                counts as late
+        raises  Abandoned, ItemFailed, WorkersMissing: nothing was applied, the state is the one before
+                GroupLost: set `exponent` and call `load_state` with the last checkpoint, then run on from there
+                TaskFailed, ReplicasDiverged, RestartsExhausted
         """
 
     def state(self) -> State:
@@ -94,3 +104,11 @@ class Group(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+def nobody_listens(sentence: str) -> None:
+    """What a group tells its sentences until somebody listens."""
+
+
+def nobody_asks() -> None:
+    """What a group asks whether to stop until somebody may say so."""

@@ -31,6 +31,8 @@ class Hello:
     pid: int
     host: str
     """Address of its node."""
+    node: str
+    """What Ray calls its node."""
     versions: str
 
 
@@ -65,15 +67,19 @@ class Worker:
             self._replica = Replica(task_factory())
         except Exception as error:
             raise StartFailed(f"The task could not be built: {sentence_of(error)}.") from error
-        return Hello(os.getpid(), ray.util.get_node_ip_address(), versions())
+        node = ray.get_runtime_context().get_node_id()
+        return Hello(os.getpid(), ray.util.get_node_ip_address(), node, versions())
 
-    def begin(self, iteration: int) -> None:
-        """Start an iteration."""
+    def begin(self, iteration: int, sum_id: int) -> None:
+        """Start an iteration and its sum."""
         self._total = None
-        self._try("begin", lambda: self._rank.begin(iteration))
+        self._try("begin", lambda: self._rank.begin(iteration, sum_id))
 
-    def compute(self, item: int, sum_id: int, exponent: int | None, quantum: int) -> ItemReport:
-        """Compute an item and add it to the local sum; see `Replica.compute`."""
+    def compute(
+        self, item: int, sum_id: int, exponent: int | None, quantum: int, accepted: tuple[int, ...]
+    ) -> ItemReport:
+        """Compute an item, once those that this rank holds are in its sum; see `Replica.compute`."""
+        self._rank.accept(sum_id, accepted)
         return self._rank.compute(item, sum_id, exponent, quantum)
 
     def form(self, formation: Formation) -> None:
@@ -84,9 +90,14 @@ class Worker:
         """Abandon a generation."""
         self._collective.stop(generation)
 
-    def reduce(self, sum_id: int, shape: tuple[int, ...], quantum: int, alone: bool, send: bool) -> Reduced:
-        """Add the ranks' sums and keep the total for `finish`; CollectiveBroken leaves the local sum as it was."""
-        total = self._rank.local_sum(sum_id, shape)
+    def reduce(
+        self, sum_id: int, shape: tuple[int, ...], held: tuple[int, ...], quantum: int, alone: bool, send: bool
+    ) -> Reduced:
+        """Add the ranks' sums and keep the total for `finish`; CollectiveBroken leaves the local sum as it was.
+
+        held    the items that make up this rank's sum
+        """
+        total = self._rank.local_sum(sum_id, shape, held)
         if not alone:
             total = self._collective.all_reduce(total)
         self._total = fixed_point.as_float(total, quantum)

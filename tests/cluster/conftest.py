@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import signal
@@ -68,7 +69,7 @@ class Chaotic:
         self.values += 0.0  # a state that cannot be written to would be no state
 
     def _obey(self, order: str) -> None:
-        """Die as by kill -9, or fall silent a little later, if told so."""
+        """Die as by kill -9, stand still, fall silent a little later, or take its time, if told so."""
         if (self.orders / f"always-{order}").exists() or self._told(order):
             os.kill(os.getpid(), signal.SIGKILL)
         if self._told(f"nap-{order}"):
@@ -77,6 +78,12 @@ class Chaotic:
             time.sleep(1.5)
         if self._told(f"freeze-{order}"):
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+        if self._told(f"stop-{order}"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if self._told(f"sleep-{order}"):
+            time.sleep(20.0)
+        if self._told(f"hold-{order}"):
+            ctypes.PyDLL(None).sleep(6)  # native code that keeps the interpreter to itself: no thread of Python runs
 
     def _told(self, order: str) -> bool:
         """Return whether a file of this name lies among the orders; one worker alone gets to remove it."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 import torch
 
 from hpfwi_cluster import ItemResult, State
+from hpfwi_cluster.errors import ClusterError
 from hpfwi_cluster.replica import Replica, one_torch_thread
 
 
@@ -39,16 +42,18 @@ class Counting:
 def begun() -> tuple[Replica, Counting]:
     task = Counting()
     replica = Replica(task)
-    replica.begin(0)
+    replica.begin(0, 1)
     return replica, task
 
 
-def test_asking_twice_adds_once() -> None:
+def test_asking_twice_computes_once_and_adds_once() -> None:
     replica, task = begun()
     first = replica.compute(3, 1, 10, 0)
     assert replica.compute(3, 1, 10, 0) == first
     assert task.computed == [3]
-    assert replica.local_sum(1, (2,)).tolist() == [3, 6]
+    replica.accept(1, [3])
+    replica.accept(1, [3])
+    assert replica.local_sum(1, (2,), [3]).tolist() == [3, 6]
 
 
 def test_asking_twice_at_the_same_time_adds_once() -> None:
@@ -57,37 +62,73 @@ def test_asking_twice_at_the_same_time_adds_once() -> None:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: replica.compute(3, 1, 10, 0), range(2)))
     assert task.computed == [3, 3]
-    assert replica.local_sum(1, (2,)).tolist() == [3, 6]
+    assert replica.local_sum(1, (2,), [3]).tolist() == [3, 6]
+
+
+def test_what_another_rank_holds_is_not_added() -> None:
+    replica, _ = begun()
+    replica.compute(3, 1, 10, 0)
+    replica.compute(4, 1, 10, 0)
+    assert replica.local_sum(1, (2,), [4]).tolist() == [4, 8]
+    assert replica.local_sum(1, (2,), [4, 3]).tolist() == [7, 14]  # the other rank died, and this one has it already
+
+
+def test_a_sum_of_other_items_than_it_should_be_is_refused() -> None:
+    replica, _ = begun()
+    replica.compute(3, 1, 10, 0)
+    with pytest.raises(ClusterError, match=r"holds items \[\] and should hold \[5\]"):
+        replica.local_sum(1, (2,), [5])
+    replica.accept(1, [3])
+    with pytest.raises(ClusterError, match=r"holds items \[3\] and should hold \[\]"):
+        replica.local_sum(1, (2,), [])
 
 
 def test_a_probe_is_not_added_and_not_computed_again() -> None:
     replica, task = begun()
     assert replica.compute(3, 1, None, 0).largest == 3
-    assert replica.local_sum(1, (2,)).tolist() == [0, 0]
+    assert replica.local_sum(1, (2,), []).tolist() == [0, 0]
     replica.compute(3, 2, 10, 0)
     assert task.computed == [3]
-    assert replica.local_sum(2, (2,)).tolist() == [3, 6]
+    assert replica.local_sum(2, (2,), [3]).tolist() == [3, 6]
 
 
 def test_a_new_sum_starts_from_zero_and_an_old_one_is_gone() -> None:
-    replica, _ = begun()
+    replica, task = begun()
     replica.compute(3, 1, 10, 0)
+    replica.accept(1, [3])
     replica.compute(4, 2, 10, 0)
-    assert replica.local_sum(1, (2,)).tolist() == [0, 0]
-    assert replica.local_sum(2, (2,)).tolist() == [4, 8]
+    replica.accept(1, [3])  # word of the old sum that comes late
+    late = replica.compute(5, 1, 10, 0)
+    assert (late.failure, task.computed) == ("it belongs to a sum that is over", [3, 4])
+    assert replica.local_sum(2, (2,), [4]).tolist() == [4, 8]
+
+
+def test_a_result_that_comes_after_its_sum_is_dropped() -> None:
+    replica, task = begun()
+    task.meet = threading.Barrier(2)
+    slow = threading.Thread(target=replica.compute, args=(3, 1, 10, 0))
+    slow.start()
+    while not task.computed:
+        time.sleep(0.001)
+    replica.begin(1, 2)
+    task.meet.wait(10.0)
+    slow.join()
+    with pytest.raises(ClusterError, match=r"should hold \[3\]"):
+        replica.local_sum(2, (2,), [3])
 
 
 def test_a_sum_handed_out_is_a_copy() -> None:
     replica, _ = begun()
     replica.compute(3, 1, 10, 0)
-    replica.local_sum(1, (2,))[:] = -1
-    assert replica.local_sum(1, (2,)).tolist() == [3, 6]
+    replica.local_sum(1, (2,), [3])[:] = -1
+    assert replica.local_sum(1, (2,), [3]).tolist() == [3, 6]
 
 
 def test_an_item_beyond_the_scale_is_reported_and_not_added() -> None:
     replica, _ = begun()
     assert replica.compute(3, 1, 2, 0).largest == 3
-    assert replica.local_sum(1, (2,)).tolist() == [0, 0]
+    replica.accept(1, [3])
+    assert replica.local_sum(1, (2,), []).tolist() == [0, 0]
 
 
 def test_digest_sees_names_types_and_values() -> None:

@@ -125,10 +125,10 @@ def groups(reference: Any, orders: Path) -> Iterator[Callable[[int], Any]]:
 def full(group: Any, workers: int) -> None:
     """Wait until replacements of killed workers have joined."""
     deadline_s = time.monotonic() + 120.0
-    while len(group._members) < workers and time.monotonic() < deadline_s:
-        group._admit()
+    while len(group._crew.members) < workers and time.monotonic() < deadline_s:
+        group._crew.admit(group.state)
         time.sleep(0.05)
-    assert len(group._members) == workers
+    assert len(group._crew.members) == workers
 
 
 @pytest.fixture
