@@ -13,13 +13,14 @@ import torch
 from hpfwi.networks.blocks import (
     PixelShuffle,
     TimeReducer,
-    activation,
     convolution,
     double_convolution,
     half,
     half_pool,
+    normalised,
     resized,
     scaled,
+    sequence,
     size_of,
     transposed_convolution,
     window,
@@ -38,9 +39,10 @@ COSINE_SIDES = {64: 56, 128: 28, 256: 14}
 
 def wavelet_stage(inputs: int, outputs: int, kernels: Kernels) -> torch.nn.Sequential:
     """A double convolution with PReLU, then a wavelet convolution."""
-    return torch.nn.Sequential(
+    return sequence(
         *double_convolution(inputs, outputs, "prelu-per-channel", kernels=kernels),
         WaveletConvolution(outputs, kernels=kernels),
+        kernels=kernels,
     )
 
 
@@ -50,11 +52,7 @@ class AttentionStage(torch.nn.Module):
     def __init__(self, inputs: int, outputs: int, side: int, *, narrowest: int, kernels: Kernels) -> None:
         super().__init__()
         self.rise = transposed_convolution(inputs, outputs)
-        self.join = torch.nn.Sequential(
-            window(2 * outputs, outputs, kernels=kernels),
-            torch.nn.BatchNorm2d(outputs),
-            activation("prelu-per-channel", outputs),
-        )
+        self.join = normalised(window(2 * outputs, outputs, kernels=kernels), "prelu-per-channel", kernels=kernels)
         self.attention = MultiScaleAttention(outputs, side, narrowest=narrowest, kernels=kernels)
 
     def forward(self, skip: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
@@ -108,7 +106,11 @@ class Amfms(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.reducer = TimeReducer(
-            shots, model_shape, width=width, mixing=lambda channels: WaveletConvolution(channels, kernels=kernels)
+            shots,
+            model_shape,
+            width=width,
+            mixing=lambda channels: WaveletConvolution(channels, kernels=kernels),
+            kernels=kernels,
         )
         self.body = AttentionUNet(self.reducer.outputs, width=width, kernels=kernels)
         last = self.body.outputs

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from hpfwi.networks.fused import Convolution, Kernels
+from hpfwi.networks.fused import Convolution, Kernels, Layers
 
 Activation = Literal["relu", "leaky", "prelu", "prelu-per-channel"]
 Size = int | tuple[int, int]
@@ -75,20 +75,27 @@ def activation(kind: Activation, channels: int) -> torch.nn.Module:
             return torch.nn.PReLU(channels)
 
 
-def normalised(layer: torch.nn.Conv2d | torch.nn.ConvTranspose2d, kind: Activation) -> torch.nn.Sequential:
+def sequence(*layers: torch.nn.Module, kernels: Kernels = "eager") -> torch.nn.Sequential:
+    """The layers one after the other; fused, batch norms run together with their activations."""
+    return torch.nn.Sequential(*layers) if kernels == "eager" else Layers(*layers)
+
+
+def normalised(
+    layer: torch.nn.Conv2d | torch.nn.ConvTranspose2d, kind: Activation, *, kernels: Kernels = "eager"
+) -> torch.nn.Sequential:
     """The layer, batch norm, activation."""
-    return torch.nn.Sequential(
-        layer, torch.nn.BatchNorm2d(layer.out_channels), activation(kind, int(layer.out_channels))
-    )
+    norm = torch.nn.BatchNorm2d(layer.out_channels)
+    return sequence(layer, norm, activation(kind, int(layer.out_channels)), kernels=kernels)
 
 
 def double_convolution(
     inputs: int, outputs: int, kind: Activation = "relu", *, kernels: Kernels = "eager"
 ) -> torch.nn.Sequential:
     """Twice a 3x3 convolution with batch norm and activation."""
-    return torch.nn.Sequential(
+    return sequence(
         *normalised(window(inputs, outputs, kernels=kernels), kind),
         *normalised(window(outputs, outputs, kernels=kernels), kind),
+        kernels=kernels,
     )
 
 
@@ -166,7 +173,13 @@ class TimeReducer(torch.nn.Module):
     """
 
     def __init__(
-        self, shots: int, model_shape: tuple[int, int], *, width: float, mixing: Callable[[int], torch.nn.Module]
+        self,
+        shots: int,
+        model_shape: tuple[int, int],
+        *,
+        width: float,
+        mixing: Callable[[int], torch.nn.Module],
+        kernels: Kernels = "eager",
     ) -> None:
         super().__init__()
         self.resampled_shape = (8 * model_shape[0], model_shape[1])
@@ -174,7 +187,8 @@ class TimeReducer(torch.nn.Module):
         inputs = shots
         for count in (8, 16, 32):
             outputs = scaled(count, width)
-            layers.append(normalised(convolution(inputs, outputs, (3, 1), stride=(2, 1), padding=(1, 0)), "relu"))
+            strided = convolution(inputs, outputs, (3, 1), stride=(2, 1), padding=(1, 0))
+            layers.append(normalised(strided, "relu", kernels=kernels))
             layers.append(mixing(outputs))
             inputs = outputs
         self.outputs = inputs

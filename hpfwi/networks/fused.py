@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 
@@ -19,6 +19,61 @@ class Convolution(torch.nn.Conv2d):
         from hpfwi_kernels.winograd import convolution
 
         return convolution(features, self.weight, self.bias)
+
+
+class GroupedConvolution(torch.nn.Conv2d):
+    """A 3x3 convolution within small groups of channels, padded by its dilation; weights as in torch's layer."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Tensor[sample, channel, row, column] of the same shape."""
+        from hpfwi_kernels.grouped import grouped_convolution
+
+        return grouped_convolution(features, self.weight, self.dilation[0])
+
+
+class Layers(torch.nn.Sequential):
+    """Layers one after the other, in training each batch norm in one pass with the ReLU or PReLU behind it."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """What torch.nn.Sequential returns, to rounding; running statistics are updated as its batch norms do."""
+        layers = list(self)
+        index = 0
+        while index < len(layers):
+            pair = layers[index : index + 2]
+            if len(pair) == 2 and _is_training_norm(pair[0]) and type(pair[1]) in (torch.nn.ReLU, torch.nn.PReLU):
+                features = _normalised_activation(features, pair[0], getattr(pair[1], "weight", None))
+                index += 2
+            else:
+                features = layers[index](features)
+                index += 1
+        return features
+
+
+def _is_training_norm(layer: torch.nn.Module) -> TypeGuard[torch.nn.BatchNorm2d]:
+    """Whether it is a batch norm as torch makes it by default, at work on batches; no other kind."""
+    return type(layer) is torch.nn.BatchNorm2d and layer.training and layer.affine and layer.momentum is not None
+
+
+def _normalised_activation(
+    features: torch.Tensor, norm: torch.nn.BatchNorm2d, slope: torch.Tensor | None
+) -> torch.Tensor:
+    """The norm and what follows it, and the norm's running statistics brought up to date."""
+    from hpfwi_kernels.batch_norm import normalised_activation
+
+    if slope is not None and len(slope) != norm.num_features:
+        slope = slope.expand(norm.num_features)
+    out, mean, variance = normalised_activation(features, norm.weight, norm.bias, slope, norm.eps)
+    if norm.track_running_stats:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        assert norm.momentum is not None
+        count = features.numel() // norm.num_features
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+            norm.running_var.lerp_(variance.to(norm.running_var.dtype) * (count / max(1, count - 1)), norm.momentum)
+            norm.num_batches_tracked.add_(1)
+    return out
 
 
 def wavelet_convolution(

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from hpfwi.networks import fused
-from hpfwi.networks.blocks import convolution, normalised, resized, size_of, window
+from hpfwi.networks.blocks import convolution, normalised, resized, sequence, size_of, window
 from hpfwi.networks.fused import Kernels
 
 FREQUENCY_PAIRS = (
@@ -109,28 +109,30 @@ class MultiFrequencyAttention(torch.nn.Module):
         return features * torch.sigmoid(mean + largest + smallest)
 
 
+def grouped_convolution(channels: int, groups: int, dilation: int, *, kernels: Kernels) -> torch.nn.Conv2d:
+    """A 3x3 convolution within groups of channels, padded by its dilation, without values yet."""
+    kind = fused.GroupedConvolution if kernels == "fused" else torch.nn.Conv2d
+    layer = kind(channels, channels, 3, padding=dilation, dilation=dilation, groups=groups, bias=False, device="meta")
+    return layer.to_empty(device="cpu")
+
+
 class ScaleBranch(torch.nn.Module):
     """One resolution of the multi-scale block: 2**scale times coarser, with a window that is dilated by 1 + scale."""
 
     def __init__(self, channels: int, inner: int, scale: int, side: int, *, kernels: Kernels) -> None:
         super().__init__()
         self.factor = 2**scale
-        grouped = convolution(
-            channels,
-            channels,
-            padding=1 + scale,
-            dilation=1 + scale,
-            groups=math.gcd(GROUPS, channels),
-            bias=False,
-        )
-        self.enter = torch.nn.Sequential(
-            *normalised(grouped, "relu"), *normalised(convolution(channels, inner, 1, padding=0, bias=False), "relu")
+        grouped = grouped_convolution(channels, math.gcd(GROUPS, channels), 1 + scale, kernels=kernels)
+        self.enter = sequence(
+            *normalised(grouped, "relu"),
+            *normalised(convolution(channels, inner, 1, padding=0, bias=False), "relu"),
+            kernels=kernels,
         )
         self.frequencies = MultiFrequencyAttention(inner, side, kernels=kernels)
         self.place = convolution(inner, 1, 1, padding=0, bias=False)
         self.outside = torch.nn.Parameter(torch.ones(1))
         self.inside = torch.nn.Parameter(torch.ones(1))
-        self.leave = normalised(window(inner, channels, bias=False, kernels=kernels), "relu")
+        self.leave = normalised(window(inner, channels, bias=False, kernels=kernels), "relu", kernels=kernels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         coarse = features

@@ -18,7 +18,7 @@ from hpfwi_kernels.winograd.tiles import TERMS, Tiles, tiles_of
 CHANNELS = 8
 """Channels before and after must be multiples of this, so that blocks of sums have no ends."""
 POINTS = (math.sqrt(0.5), math.sqrt(2.0))
-"""a and b: sums of their powers stay small, so that less is cancelled than with 1 and 2."""
+"""a and b. Their product is 1, on which the transforms rely; powers stay small, so that little is cancelled."""
 
 
 def forward(x: NDArray, weight: NDArray, bias: NDArray | None, *, threads: int = 1) -> NDArray:
