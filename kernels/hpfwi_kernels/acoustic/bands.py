@@ -10,10 +10,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hpfwi_kernels.acoustic import blocks
 from hpfwi_kernels.acoustic.layout import Layout
 
 LAYER_COST = 1.3
 """What the C-PML of one axis adds to the cost of a cell, in updates of a cell without: measured 1.0 to 1.6."""
+
+FIELDS = 3
+"""Fields that every update reads or writes: u at two times and c."""
+
+CACHED_BYTES = 2**22
+"""Fields of this size stay in a core's share of the caches from one time step to the next; larger ones go in blocks."""
+
+BLOCK_LEVELS = 12
+"""Time steps that a block of rows is taken through while it is in the cache."""
+
+BLOCK_BYTES = 2**19
+"""What the rows of a block may fill of a core's own cache: half of it where it has 1 MiB."""
 
 LEAST_ROWS = 16
 """Fewer rows are not worth a thread: it would wait for the others more than it works."""
@@ -35,6 +48,11 @@ class Band:
     """First and last+1 row of the vertical layers in this band, [strip, 2]."""
     leads: bool
     """Whether this thread also does what is done once: it has the top row."""
+
+    @property
+    def spans(self) -> NDArray[np.uint64]:
+        """[tile, level, 2]: first and last+1 row that it updates, all its rows at every time step."""
+        return np.array([[self.rows]], np.uint64)
 
 
 def split_rows(
@@ -62,6 +80,24 @@ def split_rows(
             )
         )
     return bands
+
+
+def row_blocks(layout: Layout, strips_z: NDArray[np.uint64], itemsize: int, *, together: bool) -> NDArray[np.uint64]:
+    """[tile, level, 2]: first and last+1 row of the blocks in which one thread takes a shot through a few time steps.
+
+    strips_z   rows that layers touch, which no block cuts     together   every step needs all rows of the one before
+
+    One tile and one level where that is so, and where the fields stay in the cache by themselves.
+    """
+    first_row, last_row = int(layout.box[0]), int(layout.box[1])
+    row_bytes = FIELDS * itemsize * layout.stride
+    if together or layout.rows * row_bytes <= CACHED_BYTES:
+        return np.array([[[first_row, last_row]]], np.uint64)
+    thickness = max(LEAST_ROWS // 2, BLOCK_BYTES // row_bytes - BLOCK_LEVELS * layout.radius)
+    inside = between(strips_z, first_row, last_row)
+    # The guard above a free surface repeats the R rows below it, which must all be new by then.
+    uncut = max(inside[0] - first_row, layout.radius + 1), inside[1] - first_row
+    return blocks.plan(layout.rows, layout.radius, levels=BLOCK_LEVELS, thickness=thickness, uncut=uncut).spans
 
 
 def joined(bands: list[Band]) -> Band:

@@ -55,10 +55,20 @@ def levels_that_fit(plane_bytes: int, radius: int) -> int:
     return max(1, min(LEVELS, (CACHE_BYTES // plane_bytes - THICKNESS) // radius - 1))
 
 
-def plan(planes: int, radius: int, *, levels: int, thickness: int = THICKNESS) -> Plan:
-    """Cut planes into tiles of about `thickness` planes, and time into chunks of `levels` steps."""
+def plan(
+    planes: int, radius: int, *, levels: int, thickness: int = THICKNESS, uncut: tuple[int, int] | None = None
+) -> Plan:
+    """Cut planes into tiles of about `thickness` planes, and time into chunks of `levels` steps.
+
+    uncut   planes below the first and from the second on are cut at no level; None: every plane may be
+    """
     tiles = max(1, planes // thickness)
     edges = np.arange(tiles + 1) * planes // tiles
+    if uncut is not None:
+        lowest, highest = uncut[0] + (levels - 1) * radius, uncut[1]
+        inner = np.unique(np.clip(edges[1:-1], lowest, highest)) if lowest <= highest else edges[:0]
+        edges = np.array([0, *inner[(inner > 0) & (inner < planes)], planes])
+        tiles = len(edges) - 1
     spans = np.zeros((tiles, levels, 2), np.int64)
     for level in range(levels):
         cuts = np.maximum(edges - level * radius, 0)

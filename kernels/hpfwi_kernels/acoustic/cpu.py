@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hpfwi_kernels import buffers
 from hpfwi_kernels.absorbing import Profiles
 from hpfwi_kernels.acoustic import loops
-from hpfwi_kernels.acoustic.bands import Band, joined, split_rows
+from hpfwi_kernels.acoustic.bands import Band, joined, row_blocks, split_rows
 from hpfwi_kernels.acoustic.layout import Layout, aligned
 from hpfwi_kernels.acoustic.memory import STATE_FIELDS, STORE, Memory, core, ring_cells, segments
 from hpfwi_kernels.acoustic.points import Points
@@ -52,13 +52,15 @@ def forward(
     records = buffers.empty((shots, steps, receivers.per_shot), dtype)
     kept = plan.take(plan.kept if store else (1, 1, 1), pool)
     split = _bands(constants, scheme, memory, shots, threads, reach=1)
+    blocks = _blocks(constants, scheme, memory, reach=1)
     keeps = store and memory.mode == "store"
 
     def run(shot: int, workspace: list[NDArray], bands: list[Band], team: ThreadPoolExecutor | None) -> None:
         u, v, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z = workspace
         mine = kept[shot if store else 0]
         ring, ends = plan.ring(mine) if store else (plan.nothing, None)
-        factor, receiver_taps = constants.factor_of(setup, shot), constants.taps(setup.receivers[shot])
+        factor = constants.factor_of(setup, shot)
+        source_taps, receiver_taps = constants.taps(setup.sources[shot]), constants.taps(setup.receivers[shot])
         for number, (begin, end) in enumerate(plan.segments):
             if store and memory.mode == "checkpoint":
                 for slot, field in enumerate((u, v, psi_x, zeta_x, psi_z, zeta_z)):
@@ -69,8 +71,9 @@ def forward(
                 loops.march(
                     u, v, factor, constants.damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z,
                     *constants.profiles, band.inside, band.strips_x, band.strips_z,
+                    blocks if len(bands) == 1 else band.spans,
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
-                    *constants.taps(setup.sources[shot], band.own), drive[shot], *receiver_taps,
+                    *source_taps, drive[shot], *receiver_taps,
                     records[shot, begin:end], begin, end, mine if keeps else plan.no_brackets, keeps,
                     scheme.store_every, np.uint64(layout.width),
                     ring, ends is not None, plan.core, band.leads, barrier, len(bands),
@@ -123,7 +126,9 @@ def gradient(
     drive_gradient = buffers.empty(drive.shape, dtype)
     per_shot = buffers.empty((shots, *setup.shape), np.float64)
     split = _bands(constants, scheme, memory, shots, threads, reach=2)
+    blocks = _blocks(constants, scheme, memory, reach=2)
     (whole,) = _bands(constants, scheme, memory, shots, 1, reach=1)
+    whole_blocks = _blocks(constants, scheme, memory, reach=1)
     again = memory.mode == "checkpoint"
 
     def workspace() -> list[NDArray]:
@@ -133,7 +138,8 @@ def gradient(
         mu, v, p_x, z_x, p_z, z_z, t, flow, lift, total, *rest = workspace
         brackets = plan.take(plan.segment, pool)
         unused_records = buffers.empty((plan.longest, receivers.per_shot), dtype)
-        source, mine = setup.sources[shot], stored[shot]
+        source, mine = constants.by_row(setup.sources[shot]), stored[shot]
+        source_taps, receiver_taps = constants.taps(source), constants.taps(setup.receivers[shot])
         factor = constants.factor_of(setup, shot)
         product = buffers.empty((source.weight.size, steps), dtype)
         ring, ends = plan.ring(mine)
@@ -148,9 +154,9 @@ def gradient(
                     state[:] = saved
                 loops.march(
                     u, u_next, factor, constants.damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z,
-                    *constants.profiles, whole.inside, whole.strips_x, whole.strips_z,
+                    *constants.profiles, whole.inside, whole.strips_x, whole.strips_z, whole_blocks,
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
-                    *constants.taps(source), drive[shot], *constants.taps(setup.receivers[shot]), unused_records,
+                    *source_taps, drive[shot], *receiver_taps, unused_records,
                     begin, end, brackets, True, scheme.store_every, np.uint64(layout.width),
                     plan.nothing, False, plan.core, True, new_barrier(), 1,
                 )  # fmt: skip
@@ -166,13 +172,13 @@ def gradient(
             ) -> None:
                 loops.march_back(
                     mu, v, factor, constants.damping, p_x, z_x, p_z, z_z, *constants.profiles, t, flow, lift,
-                    band.inside, band.strips_x, band.strips_z,
+                    band.inside, band.strips_x, band.strips_z, blocks if len(bands) == 1 else band.spans,
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
-                    *constants.taps(source), product, drive[shot], drive_gradient[shot],
-                    *constants.taps(setup.receivers[shot], band.own), residual[shot], begin, end,
+                    *source_taps, product, drive[shot], drive_gradient[shot],
+                    *receiver_taps, residual[shot], begin, end,
                     brackets if again else plan.no_brackets if ends is not None else mine,
                     scheme.store_every, np.uint64(layout.width), total,
-                    ring, ends is not None, plan.core, field, field_next, band.rows, band.leads, barrier, len(bands),
+                    ring, ends is not None, plan.core, field, field_next, band.leads, barrier, len(bands),
                 )  # fmt: skip
 
             _at_once(march_back, bands, team)
@@ -268,14 +274,21 @@ class _Constants:
     def factor_of(self, setup: Setup, shot: int) -> NDArray:
         return self.layout.field_of(setup.factor[shot if setup.factor.shape[0] > 1 else 0], self.dtype)
 
-    def taps(self, taps: Taps, rows: tuple[int, int] | None = None) -> tuple[NDArray[np.uint64], NDArray, NDArray]:
-        """Cells, points and weights of the taps, of those in these rows where rows are given."""
-        own = slice(None) if rows is None else (taps.row >= rows[0]) & (taps.row < rows[1])
+    def by_row(self, taps: Taps) -> Taps:
+        """The taps in the order of rows, in which blocks take them."""
+        order = np.argsort(taps.row, kind="stable")
+        return Taps(taps.point[order], tuple(cells[order] for cells in taps.cell), taps.weight[order])
+
+    def taps(self, taps: Taps) -> tuple[NDArray[np.uint64], NDArray, NDArray, NDArray[np.int64]]:
+        """Cell, point and weight of every tap by rows, and the first tap of every row of a field."""
+        taps, radius = self.by_row(taps), self.layout.radius
+        start = np.searchsorted(taps.row + radius, np.arange(self.layout.rows + 2 * radius + 1)).astype(np.int64)
         # One memory layout for every call: another one would compile the loops once more.
         return (
-            self.layout.cells(taps.row[own], taps.column[own]),
-            np.ascontiguousarray(taps.point[own]),
-            taps.weight[own].astype(self.dtype),
+            self.layout.cells(taps.row, taps.column),
+            np.ascontiguousarray(taps.point),
+            taps.weight.astype(self.dtype),
+            start,
         )
 
     def strips(self, scheme: Scheme, *, reach: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -328,6 +341,14 @@ def _bands(
     shared = memory.mode == "store" and shots % threads > 0
     strips_x, strips_z = constants.strips(scheme, reach=reach)
     return split_rows(constants.layout, strips_x, strips_z, threads if shared else 1, layered=scheme.boundary == "cpml")
+
+
+def _blocks(constants: "_Constants", scheme: Scheme, memory: Memory, *, reach: int) -> NDArray[np.uint64]:
+    """The blocks of rows in which one thread takes a shot through time; all rows where a step needs them at once."""
+    _, strips_z = constants.strips(scheme, reach=reach)
+    periodic = scheme.boundary == "sponge" and not scheme.free_surface
+    together = periodic or memory.mode == "boundary"
+    return row_blocks(constants.layout, strips_z, constants.dtype.itemsize, together=together)
 
 
 def _at_once(call: Callable[[Band], None], bands: list[Band], pool: ThreadPoolExecutor | None) -> None:

@@ -35,10 +35,25 @@ def _mirror(u, box, stride, reach):
 
 
 @hot
-def _correlate(mu, w, w_stride, total, rows, box, stride):
-    """total += mu w on these rows of the box; w may be kept in bfloat16."""
+def _clipped(first_row, last_row, low, high, first, last):
+    """The part (first and last+1 row and column) with its rows held to low .. high - 1."""
+    top = max(first_row, low)
+    return top, max(top, min(last_row, high)), first, last
+
+
+@hot
+def _once(low, high, box, leads, team):
+    """Rows whose points this call reads: its own, or all or none where several calls would add to one point."""
+    if team == 1:
+        return low, high
+    return box[0], (box[1] if leads else box[0])
+
+
+@hot
+def _correlate(mu, w, w_stride, total, low, high, box, stride):
+    """total += mu w on the rows low to high - 1; w may be kept in bfloat16."""
     width = lanes(mu)
-    for y in range(rows[0], rows[1]):
+    for y in range(low, high):
         row = y * stride
         w_row = (y - box[0]) * w_stride
         for x in range(box[2], box[3], width):
@@ -111,8 +126,9 @@ def _wrap(u, part, box, stride, reach):
 @hot
 def march(
     u, v, c, damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
-    inside, strips_x, strips_z, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
-    source_cell, source_point, source_weight, drive, receiver_cell, receiver_point, receiver_weight, records,
+    inside, strips_x, strips_z, spans, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
+    source_cell, source_point, source_weight, source_start, drive,
+    receiver_cell, receiver_point, receiver_weight, receiver_start, records,
     begin, end, stored, store, store_every, w_stride, ring, save_ring, core, leads, barrier, team,
 ):  # fmt: skip
     """Run one shot forward from step `begin` to before step `end`; begin is a multiple of store_every.
@@ -122,61 +138,101 @@ def march(
              psi and psi_next
     stored   [slot, z·x], the brackets of every store_every-th step from `begin`, written when `store`
     ring     [step, cell], the cells around the core, written when `save_ring`
-    inside, strips_x, strips_z   the cells this call updates: first and last+1 row and column of those no layer touches,
-             first and last+1 [n, 2] column and row of the layers'. For a sponge `inside` is all of them
-    leads    whether this call records
-    barrier, team   where the calls that share the shot's rows between them meet after every step, and their number;
-             the taps of the sources are those in a call's own rows
+    inside, strips_x, strips_z   where layers act: first and last+1 row and column of the cells no layer touches, first
+             and last+1 [n, 2] column and row of the layers'. For a sponge `inside` is all of them
+    spans    [tile, level, 2], first and last+1 row this call updates, tile after tile, each over several time steps
+             (levels): the cells of a tile stay in the cache. `blocks.py` says why this is the same computation
+    *_start  [row + 1]: the taps of a row are those from start[row] to start[row + 1] - 1
+    leads    whether this call records, where several share a shot's rows
+    barrier, team   where they meet after every step, and their number; spans of a team have one tile and one level
     """
-    for step in range(begin, end):
-        row = step - begin
-        if leads:
-            for r in range(records.shape[1]):
-                records[row, r] = 0
-            for n in range(receiver_cell.size):
-                records[row, receiver_point[n]] += receiver_weight[n] * u[receiver_cell[n]]
-        if save_ring:
-            _ring(u, ring[step], core, stride, np.uint64(len(reach)), False)
-        keep = store and row % store_every == 0
-        w_out = stored[row // store_every] if keep else stored[0]
-        if sponge:
-            if keep:
-                sponge_layer(u, v, c, damping, w_out, w_stride, KEEP, inside, stride, kz, kx, reach)
-            else:
-                sponge_layer(u, v, c, damping, w_out, w_stride, DROP, inside, stride, kz, kx, reach)
-        else:
-            if keep:
-                interior(u, v, c, w_out, w_stride, KEEP, inside, stride, kz, kx, reach)
-                layers(
-                    u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
-                    w_out, w_stride, KEEP, inside, strips_x, strips_z, stride, kz, kx, dz, dx, reach,
+    step, levels = begin, spans.shape[1]
+    while step < end:
+        many = min(levels, end - step)
+        for tile in range(spans.shape[0]):
+            for level in range(many):
+                low, high = spans[tile, level, 0], spans[tile, level, 1]
+                now = step + level
+                if level % 2 == 1:
+                    u, v = v, u
+                    psi_x, psi_x_next = psi_x_next, psi_x
+                    psi_z, psi_z_next = psi_z_next, psi_z
+                _forward(
+                    u, v, c, damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z,
+                    ax, bx, slope_x, az, bz, slope_z, inside, strips_x, strips_z, low, high, tile == 0,
+                    box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
+                    source_cell, source_point, source_weight, source_start, drive,
+                    receiver_cell, receiver_point, receiver_weight, receiver_start, records,
+                    begin, now, stored, store, store_every, w_stride, ring, save_ring, core, leads, team,
                 )  # fmt: skip
-            else:
-                interior(u, v, c, w_out, w_stride, DROP, inside, stride, kz, kx, reach)
-                layers(
-                    u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
-                    w_out, w_stride, DROP, inside, strips_x, strips_z, stride, kz, kx, dz, dx, reach,
-                )  # fmt: skip
+                if level % 2 == 1:
+                    u, v = v, u
+                    psi_x, psi_x_next = psi_x_next, psi_x
+                    psi_z, psi_z_next = psi_z_next, psi_z
+        if many % 2 == 1:
+            u, v = v, u
             psi_x, psi_x_next = psi_x_next, psi_x
             psi_z, psi_z_next = psi_z_next, psi_z
-        for n in range(source_cell.size):
-            i = source_cell[n]
-            v[i] += c[i] * (source_weight[n] * drive[source_point[n], step])
-        if free_surface and leads:
-            _mirror(v, box, stride, reach)
-        if sponge and not free_surface:
-            _wrap(v, inside, box, stride, reach)
-        u, v = v, u
-        meet(barrier, team, row + 1)
+        step += many
+        meet(barrier, team, step - begin)
+
+
+@hot
+def _forward(
+    u, v, c, damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+    inside, strips_x, strips_z, low, high, first, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
+    source_cell, source_point, source_weight, source_start, drive,
+    receiver_cell, receiver_point, receiver_weight, receiver_start, records,
+    begin, step, stored, store, store_every, w_stride, ring, save_ring, core, leads, team,
+):  # fmt: skip
+    """One step of the rows low to high - 1; `first` are the first rows of this step."""
+    row = step - begin
+    if leads and first:
+        for r in range(records.shape[1]):
+            records[row, r] = 0
+    heard, last_heard = _once(low, high, box, leads, team)
+    for n in range(receiver_start[heard], receiver_start[last_heard]):
+        records[row, receiver_point[n]] += receiver_weight[n] * u[receiver_cell[n]]
+    if save_ring:
+        _ring(u, ring[step], core, stride, np.uint64(len(reach)), False)
+    keep = store and row % store_every == 0
+    w_out = stored[row // store_every] if keep else stored[0]
+    part = _clipped(inside[0], inside[1], low, high, inside[2], inside[3])
+    if sponge:
+        if keep:
+            sponge_layer(u, v, c, damping, w_out, w_stride, KEEP, part, stride, kz, kx, reach)
+        else:
+            sponge_layer(u, v, c, damping, w_out, w_stride, DROP, part, stride, kz, kx, reach)
+    else:
+        if keep:
+            interior(u, v, c, w_out, w_stride, KEEP, part, stride, kz, kx, reach)
+            layers(
+                u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+                w_out, w_stride, KEEP, part, strips_x, strips_z, low, high, stride, kz, kx, dz, dx, reach,
+            )  # fmt: skip
+        else:
+            interior(u, v, c, w_out, w_stride, DROP, part, stride, kz, kx, reach)
+            layers(
+                u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+                w_out, w_stride, DROP, part, strips_x, strips_z, low, high, stride, kz, kx, dz, dx, reach,
+            )  # fmt: skip
+    for n in range(source_start[low], source_start[high]):
+        i = source_cell[n]
+        v[i] += c[i] * (source_weight[n] * drive[source_point[n], step])
+    if free_surface and leads and first:
+        _mirror(v, box, stride, reach)
+    if sponge and not free_surface:
+        _wrap(v, part, box, stride, reach)
 
 
 @hot
 def march_back(
     mu, v, c, damping, p_x, z_x, p_z, z_z, ax, bx, slope_x, az, bz, slope_z, t, flow, lift,
-    inside, strips_x, strips_z, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
-    source_cell, source_point, source_weight, source_product, drive, drive_gradient,
-    receiver_cell, receiver_point, receiver_weight, residual, begin, end, stored, store_every, w_stride, total,
-    ring, rebuild, core, field, field_next, rows, leads, barrier, team,
+    inside, strips_x, strips_z, spans, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
+    source_cell, source_point, source_weight, source_start, source_product, drive, drive_gradient,
+    receiver_cell, receiver_point, receiver_weight, receiver_start, residual,
+    begin, end, stored, store_every, w_stride, total,
+    ring, rebuild, core, field, field_next, leads, barrier, team,
 ):  # fmt: skip
     """Run one shot's adjoint backwards in time, from step end - 1 to step `begin`, a multiple of store_every.
 
@@ -188,49 +244,93 @@ def march_back(
     mu, v           change places when the number of steps is odd
     rebuild         take w from the wavefield itself, which is run backwards in the core between the cells in `ring`:
                     field and field_next hold u(end - 1) and u(end), and change places as mu and v do
-    inside, strips_x, strips_z, leads, barrier, team   as in `march`; `rows` are all rows of this call, and the taps of
-                    the receivers those in them
+    the others      as in `march`; no span cuts a vertical layer, whose memories change in place. Where rebuild or ring
+                    are used, spans have one tile and one level
     """
-    for back in range(end - begin):
-        step = end - 1 - back
-        if leads:
-            for s in range(drive_gradient.shape[0]):
-                drive_gradient[s, step] = 0
-            for n in range(source_cell.size):
-                product = source_weight[n] * mu[source_cell[n]]
-                source_product[n, step] = product
-                drive_gradient[source_point[n], step] += product
-        counts = (step - begin) % store_every == 0
-        if rebuild:
-            _ring(field, ring[step], core, stride, np.uint64(len(reach)), True)
-            _unwind(field, field_next, c, mu, total, counts, core, stride, kz, kx, reach)
-            for n in range(source_cell.size):
-                i = source_cell[n]
-                field_next[i] += c[i] * (source_weight[n] * drive[source_point[n], step])
-            if free_surface:
-                _mirror(field_next, box, stride, reach)
+    back, levels = 0, spans.shape[1]
+    while back < end - begin:
+        many = min(levels, end - begin - back)
+        for tile in range(spans.shape[0]):
+            for level in range(many):
+                low, high = spans[tile, level, 0], spans[tile, level, 1]
+                step = end - 1 - (back + level)
+                if level % 2 == 1:
+                    mu, v = v, mu
+                counts = (step - begin) % store_every == 0
+                if rebuild:
+                    _rewind(
+                        field, field_next, c, mu, total, counts, ring, core, box, stride, kz, kx, reach, free_surface,
+                        source_cell, source_point, source_weight, drive, step,
+                    )  # fmt: skip
+                elif counts:
+                    slot = (step - begin) // store_every
+                    _correlate(mu, stored[slot], w_stride, total, low, high, box, stride)
+                _backward(
+                    mu, v, c, damping, p_x, z_x, p_z, z_z, ax, bx, slope_x, az, bz, slope_z, t, flow, lift,
+                    inside, strips_x, strips_z, low, high, tile == 0, box, stride, kz, kx, dz, dx, reach,
+                    sponge, free_surface, source_cell, source_point, source_weight, source_start, source_product,
+                    drive_gradient, receiver_cell, receiver_point, receiver_weight, receiver_start, residual,
+                    step, total, w_stride, leads, team,
+                )  # fmt: skip
+                if level % 2 == 1:
+                    mu, v = v, mu
+        if many % 2 == 1:
+            mu, v = v, mu
             field, field_next = field_next, field
-        elif counts:
-            _correlate(mu, stored[(step - begin) // store_every], w_stride, total, rows, box, stride)
-        if sponge:
-            sponge_layer(mu, v, c, damping, total, w_stride, DROP, inside, stride, kz, kx, reach)
-        else:
-            interior(mu, v, c, total, w_stride, DROP, inside, stride, kz, kx, reach)
-            for sx in range(strips_x.shape[0]):
-                part = (inside[0], inside[1], strips_x[sx, 0], strips_x[sx, 1])
-                adjoint_edge_x(mu, v, c, p_x, z_x, ax, bx, slope_x, part, stride, kz, kx, dx, reach)
-            for sz in range(strips_z.shape[0]):
-                part = (strips_z[sz, 0], strips_z[sz, 1], box[2], box[3])
-                adjoint_edge_z(mu, v, c, p_z, z_z, az, bz, slope_z, t, flow, lift, part, stride, kz, kx, dz, reach)
+        back += many
+        meet(barrier, team, back)
+
+
+@hot
+def _rewind(
+    field, field_next, c, mu, total, counts, ring, core, box, stride, kz, kx, reach, free_surface,
+    source_cell, source_point, source_weight, drive, step,
+):  # fmt: skip
+    """Run the wavefield one step backwards in the core: field_next becomes the one before `field`."""
+    _ring(field, ring[step], core, stride, np.uint64(len(reach)), True)
+    _unwind(field, field_next, c, mu, total, counts, core, stride, kz, kx, reach)
+    for n in range(source_cell.size):
+        i = source_cell[n]
+        field_next[i] += c[i] * (source_weight[n] * drive[source_point[n], step])
+    if free_surface:
+        _mirror(field_next, box, stride, reach)
+
+
+@hot
+def _backward(
+    mu, v, c, damping, p_x, z_x, p_z, z_z, ax, bx, slope_x, az, bz, slope_z, t, flow, lift,
+    inside, strips_x, strips_z, low, high, first, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
+    source_cell, source_point, source_weight, source_start, source_product, drive_gradient,
+    receiver_cell, receiver_point, receiver_weight, receiver_start, residual, step, total, w_stride, leads, team,
+):  # fmt: skip
+    """One step of the adjoint on the rows low to high - 1; `first` are the first rows of this step."""
+    if leads and first:
+        for s in range(drive_gradient.shape[0]):
+            drive_gradient[s, step] = 0
+    heard, last_heard = _once(low, high, box, leads, team)
+    for n in range(source_start[heard], source_start[last_heard]):
+        product = source_weight[n] * mu[source_cell[n]]
+        source_product[n, step] = product
+        drive_gradient[source_point[n], step] += product
+    part = _clipped(inside[0], inside[1], low, high, inside[2], inside[3])
+    if sponge:
+        sponge_layer(mu, v, c, damping, total, w_stride, DROP, part, stride, kz, kx, reach)
+    else:
+        interior(mu, v, c, total, w_stride, DROP, part, stride, kz, kx, reach)
+        for sx in range(strips_x.shape[0]):
+            edge = (part[0], part[1], strips_x[sx, 0], strips_x[sx, 1])
+            adjoint_edge_x(mu, v, c, p_x, z_x, ax, bx, slope_x, edge, stride, kz, kx, dx, reach)
+        for sz in range(strips_z.shape[0]):
+            if low <= strips_z[sz, 0] < high:
+                edge = (strips_z[sz, 0], strips_z[sz, 1], box[2], box[3])
+                adjoint_edge_z(mu, v, c, p_z, z_z, az, bz, slope_z, t, flow, lift, edge, stride, kz, kx, dz, reach)
                 for sx in range(strips_x.shape[0]):
                     corner = (strips_z[sz, 0], strips_z[sz, 1], strips_x[sx, 0], strips_x[sx, 1])
                     adjoint_corner_x(mu, v, c, p_x, z_x, ax, bx, slope_x, corner, stride, kx, dx, reach)
-        for n in range(receiver_cell.size):
-            i = receiver_cell[n]
-            v[i] += c[i] * (receiver_weight[n] * residual[step, receiver_point[n]])
-        if free_surface and leads:
-            _mirror(v, box, stride, reach)
-        if sponge and not free_surface:
-            _wrap(v, inside, box, stride, reach)
-        mu, v = v, mu
-        meet(barrier, team, back + 1)
+    for n in range(receiver_start[low], receiver_start[high]):
+        i = receiver_cell[n]
+        v[i] += c[i] * (receiver_weight[n] * residual[step, receiver_point[n]])
+    if free_surface and leads and first:
+        _mirror(v, box, stride, reach)
+    if sponge and not free_surface:
+        _wrap(v, part, box, stride, reach)

@@ -19,6 +19,8 @@ TWO = np.uint64(2)
 KEEP = (1, 1)
 DROP = (1,)
 LEFT = np.uint64(MARGIN)
+COLUMNS = np.uint64(1024)
+"""Columns that are done at a time, so that a row of u is still in the nearest cache for the rows below it."""
 
 
 @hot
@@ -119,9 +121,11 @@ def _interior_rows(u, v, c, w_out, w_stride, keep, y, second, part, stride, kz, 
 @hot
 def interior(u, v, c, w_out, w_stride, keep, part, stride, kz, kx, reach):
     """v(t-1) becomes v(t+1) = c lap u + 2 u - v on the cells of the part (first and last+1 row and column)."""
-    for y in range(part[0], part[1], TWO):
-        second = min(y + np.uint64(1), part[1] - np.uint64(1))
-        _interior_rows(u, v, c, w_out, w_stride, keep, y, second, part, stride, kz, kx, reach)
+    for first in range(part[2], part[3], COLUMNS):
+        piece = (part[0], part[1], first, min(first + COLUMNS, part[3]))
+        for y in range(part[0], part[1], TWO):
+            second = min(y + np.uint64(1), part[1] - np.uint64(1))
+            _interior_rows(u, v, c, w_out, w_stride, keep, y, second, piece, stride, kz, kx, reach)
 
 
 @hot
@@ -242,9 +246,12 @@ def _corner(
 @hot
 def layers(
     u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
-    w_out, w_stride, keep, inside, strips_x, strips_z, stride, kz, kx, dz, dx, reach,
+    w_out, w_stride, keep, inside, strips_x, strips_z, low, high, stride, kz, kx, dz, dx, reach,
 ):  # fmt: skip
-    """The update of every cell a C-PML touches; `keep` is KEEP or DROP."""
+    """The update of the cells a C-PML touches in the rows low to high - 1; `keep` is KEEP or DROP.
+
+    inside   rows of low to high - 1 without a vertical layer; columns without a lateral one
+    """
     for sx in range(strips_x.shape[0]):
         part = (inside[0], inside[1], strips_x[sx, 0], strips_x[sx, 1])
         _edge_x(
@@ -252,13 +259,15 @@ def layers(
             w_out, w_stride, keep, part, stride, kz, kx, dx, reach,
         )  # fmt: skip
     for sz in range(strips_z.shape[0]):
-        part = (strips_z[sz, 0], strips_z[sz, 1], inside[2], inside[3])
+        top = max(strips_z[sz, 0], low)
+        bottom = max(top, min(strips_z[sz, 1], high))
+        part = (top, bottom, inside[2], inside[3])
         _edge_z(
             u, v, c, psi_z, psi_z_next, zeta_z, az, bz, slope_z,
             w_out, w_stride, keep, part, stride, kz, kx, dz, reach,
         )  # fmt: skip
         for sx in range(strips_x.shape[0]):
-            corner = (strips_z[sz, 0], strips_z[sz, 1], strips_x[sx, 0], strips_x[sx, 1])
+            corner = (top, bottom, strips_x[sx, 0], strips_x[sx, 1])
             _corner(
                 u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
                 w_out, w_stride, keep, corner, stride, kz, kx, dz, dx, reach,
