@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from hpfwi_kernels.acoustic import Points, Scheme, cuda_call, cuda_on_chip, off_grid, reference
+from hpfwi_kernels.acoustic import Memory, Points, Scheme, cuda, cuda_call, cuda_on_chip, off_grid, reference
 from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem
 from hpfwi_kernels.acoustic.cuda_on_chip import CALL, Launch, Plan, Run
+from hpfwi_kernels.acoustic.device.op import Work, forward_on_device, gradient_on_device
 from hpfwi_kernels.acoustic.setup import Setup, fold_edges, prepare
 
 HERE = Path(__file__).parent
@@ -286,3 +289,85 @@ def test_adjoint_on_the_processor(machine: Machine, name: str) -> None:
     for order in (1, 7):
         again = run_adjoint(machine, work, problem, plan, brackets, residual, order=order)
         assert all(np.array_equal(one, other) for one, other in zip(again, found, strict=True))
+
+
+@pytest.fixture
+def device(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Tensor, ...]]:
+    """Records, and the gradients of half their energy, as the operation computes them on a GPU, on the processor."""
+
+    teams_of: list[int] = []
+
+    def run(launch: Launch) -> None:
+        assert machine.run(launch, launch.cluster if launch.team == "cluster" else 1, order=3)
+
+    def forward(call: ForwardCall, choice: cuda.Choice) -> None:
+        assert choice.plan is not None
+        teams_of.append(choice.plan.blocks)
+        run(cuda_on_chip.forward_launch(call, choice.plan, choice.teams))
+
+    def adjoint(call: AdjointCall, choice: cuda.Choice) -> None:
+        for launch in cuda.adjoint_launches(call, choice):
+            run(launch)
+
+    monkeypatch.setattr(cuda, "forward", forward)
+    monkeypatch.setattr(cuda, "adjoint", adjoint)
+    monkeypatch.setattr(cuda, "REWOUND_STEPS", 16)
+
+    def gradients(work: Survey, memory: Memory, blocks: int = 1) -> tuple[Tensor, ...]:
+        # The least GPU that needs so many blocks for a shot.
+        least = cuda.Limits("a test", 2, {1: 64, 2: 13}[blocks] * 1024, clusters=True)
+        monkeypatch.setattr(cuda, "limits_of", lambda _: least)
+        velocity, wavelet = (torch.tensor(one, dtype=torch.float32) for one in (work.velocity, work.wavelet))
+        whole = Work(work.scheme, memory, work.sources, work.receivers)
+        records, kept = forward_on_device(velocity, wavelet, whole, store=True)
+        assert set(teams_of) == {blocks}
+        return records, *gradient_on_device(kept, records, velocity, wavelet, whole)
+
+    return gradients
+
+
+def distance(found: Tensor, right: Tensor | NDArray) -> float:
+    return float(torch.linalg.norm(found - torch.as_tensor(right)) / torch.linalg.norm(torch.as_tensor(right)))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "blocks"),
+    [(case(), 1), (case(free_surface=True, absorbing=(0, 6, 7, 4), store_every=3, substeps=2, dt_s=2e-3), 2)],
+    ids=["block", "cluster, substeps"],
+)
+def test_the_operation_on_a_device(device: Any, scheme: Scheme, blocks: int) -> None:
+    """Records and gradients of the reference; checkpoints give the bits of store; brackets in 16 bits their digits."""
+    work = survey(scheme)
+    found = device(work, Memory(), blocks)
+    arguments = (work.velocity.astype(np.float32), work.wavelet, work.sources, work.receivers, scheme)
+    records, stored = reference.forward(*arguments, store=True)
+    assert stored is not None
+    right = (records, *reference.gradient(*arguments, stored, records))
+    for one, other in zip(found, right, strict=True):
+        assert distance(one, other) < 5e-6
+    again = device(work, Memory(mode="checkpoint", segment_steps=12), blocks)
+    assert all(torch.equal(one, other) for one, other in zip(again, found, strict=True))
+    rough = device(work, Memory(half=True), blocks)
+    assert 1e-4 < distance(rough[1], found[1]) < 2**-7
+    assert torch.equal(rough[2], found[2])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "blocks"),
+    [
+        (case(), 2),
+        (case(free_surface=True, absorbing=(0, 6, 7, 4), store_every=3), 1),
+        (case("sponge"), 1),
+    ],
+    ids=["cpml", "free surface", "periodic sponge"],
+)
+def test_a_field_run_backwards_on_a_device(device: Any, scheme: Scheme, blocks: int) -> None:
+    """Its gradient is that of store in the core; in the layers' reach only the wavelet's own part is left."""
+    work = survey(scheme, on_cells=True)
+    records, velocity, wavelet = device(work, Memory(mode="boundary"), blocks)
+    right = device(work, Memory(), blocks)
+    assert torch.equal(records, right[0])
+    assert torch.equal(wavelet, right[2])
+    edge = scheme.radius + 1
+    inside = (slice(1 if scheme.free_surface else edge, -edge), slice(edge, -edge))
+    assert 0 < distance(velocity[inside], right[1][inside]) < 1e-5

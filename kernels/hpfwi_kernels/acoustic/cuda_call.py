@@ -7,7 +7,7 @@ row under a free surface, periodic under a 2-D sponge without one. Kernels take 
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -81,6 +81,12 @@ class TapArrays:
     """[part] its z"""
     part_points: int
     """[part] its point where that has no other part, else -1"""
+
+
+_NO_TAPS = TapArrays(
+    points=0, taps=0, point_starts=0, cells=0, tap_points=0, weights=0, shot_groups=0, group_cells=0, group_starts=0,
+    group_taps=0, most_groups=0, parts=0, several=False, point_parts=0, part_taps=0, part_rows=0, part_points=0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,13 +270,29 @@ def describe(
         block[offset : offset + part.nbytes] = part.ravel().view(np.uint8)
     base = place(block)
     at = iter([base + offset for offset in offsets])
+    outline = outlined(scheme, shape, shots=sources.shots, models=models, steps=steps)
+    return replace(
+        outline,
+        factor=factor,
+        drive=drive,
+        profiles=tuple(
+            Profile(decay=next(at), gain_plus_one=next(at), gain=next(at), slope=next(at)) for _ in profiles or ()
+        ),
+        damping=next(at) if sponge else 0,
+        sources=_described(sources, taps[0], at),
+        receivers=_described(receivers, taps[1], at),
+    )
+
+
+def outlined(scheme: Scheme, shape: tuple[int, ...], *, shots: int, models: int, steps: int) -> Problem:
+    """The description of a propagation on a padded shape, without its arrays: for the sizes of what a call needs."""
     return Problem(
         shape=shape,
         order=scheme.order,
         boundary=scheme.boundary,
         free_surface=scheme.free_surface,
         widths=scheme.widths,
-        shots=sources.shots,
+        shots=shots,
         models=models,
         steps=steps,
         store_every=scheme.store_every,
@@ -282,14 +304,12 @@ def describe(
             tuple(float(np.float32(weight / spacing)) for weight in first_derivative(scheme.order))
             for spacing in scheme.spacing_m
         ),
-        factor=factor,
-        drive=drive,
-        profiles=tuple(
-            Profile(decay=next(at), gain_plus_one=next(at), gain=next(at), slope=next(at)) for _ in profiles or ()
-        ),
-        damping=next(at) if sponge else 0,
-        sources=_described(sources, taps[0], at),
-        receivers=_described(receivers, taps[1], at),
+        factor=0,
+        drive=0,
+        profiles=(),
+        damping=0,
+        sources=_NO_TAPS,
+        receivers=_NO_TAPS,
     )
 
 

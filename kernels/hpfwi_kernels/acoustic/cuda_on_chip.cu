@@ -40,7 +40,7 @@ struct Scatter {
 struct Shape {
     int rows, columns, low[2], high[2];  // widths of layers, of z and of x
     int free_surface, periodic;
-    int blocks, tile_rows, most_rows, most_layer_rows;  // of a team; of the bands of its blocks
+    int blocks, tile_rows;  // of a team; of its widest band
 };
 
 struct Call {
@@ -101,33 +101,37 @@ __global__ void __launch_bounds__(ROWS == 2 ? 1024 : ROWS == 4 ? 800 : 512, 1) T
         return tile < 0 || tile >= tiles_x ? -1 : tile < left_tiles ? 4 * tile
             : tile >= right_tile ? 4 * (left_tiles + tile - right_tile) : -1;
     };
-    auto slot_z = [&](int y, int of) {
+    // Row y among the rows in layers that a band, with the rows around it, holds; y behind the last row gives their number.
+    auto layer_row = [&](int y, int of) {
         const int first = TEAM == BLOCK ? 0 : max(call.bands[of] - R, 0);
         const int last = TEAM == BLOCK ? shape.rows : min(call.bands[of + 1] + R, shape.rows);
         const int from = shape.rows - shape.high[0];
-        return y < 0 || y >= shape.rows ? -1 : y < shape.low[0] ? (y - first) * pitch
-            : y >= from ? (max(min(shape.low[0], last) - first, 0) + y - max(from, first)) * pitch : -1;
+        return y < shape.low[0] ? y - first : max(min(shape.low[0], last) - first, 0) + max(min(y, last) - max(from, first), 0);
+    };
+    auto slot_z = [&](int y, int of) {
+        const bool inside = y >= 0 && y < shape.rows && (y < shape.low[0] || y >= shape.rows - shape.high[0]);
+        return inside ? layer_row(y, of) * pitch : -1;
     };
 
-    // Shared memory.
+    // Shared memory: rows from neighbours and the band's own, then what layers hold in it.
     const int halo = TEAM == BLOCK ? R : 2 * R;
     float* const u = shared_memory();
-    const int layer_x = shape.most_rows * pitch_x, layer_z = shape.most_layer_rows * pitch;
-    float* const carried_x = u + (2 * halo + shape.most_rows) * stride;
-    float* const carried_z = carried_x + (LAYERED ? 2 * CARRIED * layer_x : 0);
-    float* const zeta_x = carried_z + (LAYERED ? 2 * CARRIED * layer_z : 0);
+    const int layer_x = n * pitch_x, layer_z = LAYERED ? layer_row(shape.rows, rank) * pitch : 0;
+    float* const carried_z = u + (2 * halo + n) * stride;
+    float* const carried_x = carried_z + (LAYERED ? 2 * CARRIED * layer_z : 0);
+    float* const zeta_x = carried_x + (LAYERED ? 2 * CARRIED * layer_x : 0);
     float* const zeta_z = zeta_x + (LAYERED && MODE == FORWARD ? layer_x : 0);
     float* const profile_x = zeta_z + (LAYERED && MODE == FORWARD ? layer_z : 0);
     float* const profile_z = profile_x + (LAYERED ? 4 * stride : 0);
-    const int length_z = (shape.most_rows + 2 * R + 3) / 4 * 4;
+    const int length_z = (n + 2 * R + 3) / 4 * 4;
     float* const damping = profile_z + (LAYERED ? 4 * length_z : 0);
-    int* const chain = (int*)(damping + (!LAYERED && call.damping ? shape.most_rows * pitch : 0));
+    int* const chain = (int*)(damping + (!LAYERED && call.damping ? n * pitch : 0));
     const int floats = int((float*)chain - u);
 
     // Row r of the band, with the R rows around it that the bands next to it have sent.
     auto row_of = [&](int r, int turn) {
         if (TEAM == BLOCK) return u + (r + R) * stride + 4;
-        const int at = r < 0 ? r + R + turn * R : r < n ? halo + r : halo + shape.most_rows + turn * R + r - n;
+        const int at = r < 0 ? r + R + turn * R : r < n ? 4 * R + r : 2 * R + turn * R + r - n;
         return u + at * stride + 4;
     };
 
@@ -178,12 +182,12 @@ __global__ void __launch_bounds__(ROWS == 2 ? 1024 : ROWS == 4 ? 800 : 512, 1) T
             }
             float* target;
             if (layer < 0) {
-                const int rows_there = call.bands[to + 1] - call.bands[to];
-                const int at = TEAM == BLOCK ? (below ? R + rows_there + row : row)
-                                             : (below ? halo + shape.most_rows : 0) + turn * R + row;
+                const int at = TEAM == BLOCK ? (below ? R + n + row : row) : (below ? 2 * R : 0) + turn * R + row;
                 target = u + at * stride + 4;
             } else {
-                target = carried_z + (turn * CARRIED + layer) * layer_z + slot_z(y, to);
+                const int rows_there = call.bands[to + 1] - call.bands[to];
+                const int layer_there = layer_row(shape.rows, to) * pitch;
+                target = u + (2 * halo + rows_there) * stride + (turn * CARRIED + layer) * layer_there + slot_z(y, to);
             }
             store4((TEAM == CLUSTER ? shared_of(target, to) : target) + 4 * tx, value);
         };

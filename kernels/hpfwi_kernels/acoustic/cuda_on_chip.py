@@ -41,7 +41,7 @@ _SCATTER = np.dtype(
 _SHAPE = np.dtype(
     [("rows", np.int32), ("columns", np.int32), ("low", np.int32, 2), ("high", np.int32, 2)]
     + [(name, np.int32) for name in ("free_surface", "periodic")]
-    + [(name, np.int32) for name in ("blocks", "tile_rows", "most_rows", "most_layer_rows")],
+    + [(name, np.int32) for name in ("blocks", "tile_rows")],
     align=True,
 )
 CALL = np.dtype(
@@ -138,20 +138,24 @@ def plan_of(problem: Problem, team: Team, blocks: int) -> Plan | None:
 
 
 def shared_bytes(problem: Problem, plan: Plan, run: Run) -> int:
-    """Shared memory that a block needs; the layout is in the kernel."""
+    """Shared memory of the block that needs most; the layout is in the kernel."""
     radius, pitch = problem.radius, _pitch(problem)
     stride, halo = pitch + 8, radius * (1 if plan.team == "block" else 2)
-    floats = (2 * halo + plan.most_rows) * stride
-    if problem.boundary == "cpml" and run != "unwind":
-        (_, columns), (low, high) = problem.shape, problem.widths[1]
-        left = -(-low // 4)
-        right = max(left, (columns - high) // 4) if high else pitch // 4
-        layers = plan.most_rows * 4 * (left + pitch // 4 - right) + _most_layer_rows(problem, plan) * pitch
-        floats += layers * (4 if run == "adjoint" else 3)
-        floats += 4 * stride + 4 * (-(-(plan.most_rows + 2 * radius) // 4) * 4)
-    elif problem.damping and run != "unwind":
-        floats += plan.most_rows * pitch
-    return 4 * (floats + _added(problem, run).most_groups)
+    layered = problem.boundary == "cpml" and run != "unwind"
+    (_, columns), (low, high) = problem.shape, problem.widths[1]
+    left = -(-low // 4)
+    right = max(left, (columns - high) // 4) if high else pitch // 4
+    most = 0
+    for block, rows in enumerate(np.diff(plan.bands).tolist()):
+        floats = (2 * halo + rows) * stride
+        if layered:
+            layers = rows * 4 * (left + pitch // 4 - right) + _layer_rows(problem, plan, block) * pitch
+            floats += layers * (4 if run == "adjoint" else 3)
+            floats += 4 * stride + 4 * (-(-(rows + 2 * radius) // 4) * 4)
+        elif problem.damping and run != "unwind":
+            floats += rows * pitch
+        most = max(most, floats)
+    return 4 * (most + _added(problem, run).most_groups)
 
 
 def workspace_floats(problem: Problem, plan: Plan, run: Run, teams: int) -> dict[str, int]:
@@ -218,8 +222,7 @@ def _common(
     layered = problem.boundary == "cpml" and run != "unwind"
     shape["low"], shape["high"] = ([width[side] if layered else 0 for width in problem.widths] for side in (0, 1))
     shape["free_surface"], shape["periodic"] = problem.free_surface, problem.periodic
-    shape["blocks"], shape["tile_rows"], shape["most_rows"] = plan.blocks, plan.tile_rows, plan.most_rows
-    shape["most_layer_rows"] = _most_layer_rows(problem, plan)
+    shape["blocks"], shape["tile_rows"] = plan.blocks, plan.tile_rows
     params["core"] = problem.core
     params["shots"], params["models"], params["steps"] = problem.shots, problem.models, problem.steps
     params["begin"], params["end"], params["store_every"] = begin, end, problem.store_every
@@ -284,18 +287,11 @@ def _bands(problem: Problem, blocks: int) -> tuple[int, ...] | None:
     return tuple(cuts.tolist())
 
 
-def _most_layer_rows(problem: Problem, plan: Plan) -> int:
-    """Rows inside layers of the band that has most, together with the rows around it that it receives."""
-    if problem.boundary != "cpml":
-        return 0
+def _layer_rows(problem: Problem, plan: Plan, block: int) -> int:
+    """Rows inside layers that a block holds: of its band and of the rows around it that it receives."""
     rows, radius, (low, high) = problem.shape[0], problem.radius, problem.widths[0]
-    if plan.blocks == 1:
-        return low + high
-    most = 0
-    for first, last in zip(plan.bands, plan.bands[1:], strict=False):
-        begin, end = max(first - radius, 0), min(last + radius, rows)
-        most = max(most, max(min(low, end) - begin, 0) + max(end - max(rows - high, begin), 0))
-    return most
+    begin, end = max(plan.bands[block] - radius, 0), min(plan.bands[block + 1] + radius, rows)
+    return max(min(low, end) - begin, 0) + max(end - max(rows - high, begin), 0)
 
 
 def _pitch(problem: Problem) -> int:

@@ -1,0 +1,1 @@
+"""Acoustic propagation in the memory of a GPU, around the kernels of the folder above."""
