@@ -83,6 +83,25 @@ def test_the_pooling_compiles_into_one_graph() -> None:
     torch._dynamo.reset()
 
 
+def test_looking_for_a_gpu_does_not_break_a_graph() -> None:
+    def layer(x: Tensor) -> Tensor:
+        return x + 1 if op._gpu_is_usable() else x - 1
+
+    torch._dynamo.reset()
+    graph = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert torch.equal(graph(torch.ones(2)), layer(torch.ones(2)))
+    torch._dynamo.reset()
+
+
+def test_on_the_meta_device_shapes_are_those_of_a_real_pooling() -> None:
+    real = planes((6, 9))
+    meta = real.detach().to("meta").requires_grad_()
+    out, peer = (multi_frequency_pool(x, published_frequencies(7), 7) for x in (meta, real))
+    for part, right in zip(out, peer, strict=True):
+        assert (part.shape, part.dtype, part.device.type) == (right.shape, right.dtype, "meta")
+    assert torch.autograd.grad(torch.stack(out).sum(), meta)[0].shape == real.shape
+
+
 def test_what_cannot_be_pooled_is_refused() -> None:
     x = planes((9, 9))
     with pytest.raises(KernelError, match="frequencies is empty"):

@@ -123,6 +123,29 @@ def test_the_layer_compiles_into_one_graph() -> None:
     torch._dynamo.reset()
 
 
+def test_looking_for_a_gpu_does_not_break_a_graph() -> None:
+    def layer(x: Tensor) -> Tensor:
+        return x + 1 if op._gpu_is_usable() else x - 1
+
+    torch._dynamo.reset()
+    graph = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert torch.equal(graph(torch.ones(2)), layer(torch.ones(2)))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_on_the_meta_device_shapes_and_precision_are_those_of_a_real_layer(autocast: bool) -> None:
+    real = tensors((7, 10), torch.bfloat16)
+    meta: list[Any] = [
+        argument.to("meta") if isinstance(argument, Tensor) else [part.to("meta") for part in argument]
+        for argument in real
+    ]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out, peer = wavelet_convolution(*meta), wavelet_convolution(*real)
+    assert (out.shape, out.dtype, out.device.type) == (peer.shape, peer.dtype, "meta")
+    assert torch.autograd.grad(out.sum(), meta[0])[0].shape == real[0].shape
+
+
 def test_filters_without_a_kernel_use_torch() -> None:
     arguments = tensors((6, 7), torch.float64, k=9)
     assert not op.compiled(arguments[0], 9)

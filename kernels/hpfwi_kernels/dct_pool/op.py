@@ -44,7 +44,12 @@ def multi_frequency_pool(x: Tensor, frequencies: Frequencies, side: int) -> tupl
 
 def compiled(x: Tensor) -> bool:
     """Whether x's device has a compiled kernel; elsewhere torch's own operations do the work."""
-    return x.device.type == "cpu" or (x.is_cuda and _gpu().available())
+    return x.device.type == "cpu" or (x.is_cuda and _gpu_is_usable())
+
+
+@torch.compiler.assume_constant_result  # a compiler is not to follow what looks for a GPU
+def _gpu_is_usable() -> bool:
+    return bool(_gpu().available())
 
 
 @functools.cache

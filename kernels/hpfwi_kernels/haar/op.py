@@ -1,6 +1,7 @@
 """The wavelet convolution and the transform as torch operations, and the same from torch's own."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def wavelet_convolution(
     _require_fitting(x, base_weight, base_bias, band_weights)
     arguments = (x, base_weight, base_bias, base_scale, band_weights, band_scales)
     if not compiled(x, base_weight.shape[-1], len(band_weights), wavelet):
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x.device.type):
             low = _in(x.dtype, arguments[1:])
             return eager_wavelet_convolution(x, *low, wavelet=wavelet)
     precision = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -106,7 +107,12 @@ def compiled(x: Tensor, k: int | None = None, levels: int = 1, wavelet: str = "h
         return k is None or k in SIDES
     if not x.is_cuda or k is None or levels != 1 or wavelet != "haar":
         return False
-    return k in cuda.SIDES and str(x.dtype).removeprefix("torch.") in cuda.PIXEL_TYPES and cuda.available()
+    return k in cuda.SIDES and str(x.dtype).removeprefix("torch.") in cuda.PIXEL_TYPES and _gpu_is_usable()
+
+
+@torch.compiler.assume_constant_result  # a compiler is not to follow what looks for a GPU
+def _gpu_is_usable() -> bool:
+    return cuda.available()
 
 
 def _require_fitting(x: Tensor, base_weight: Tensor, base_bias: Tensor | None, band_weights: Sequence[Tensor]) -> None:
@@ -343,6 +349,11 @@ def _bank(pair: Filters, channels: int, like: Tensor) -> Tensor:
     low, high = (torch.from_numpy(side).to(like.device, like.dtype) for side in pair)
     bank = torch.stack([torch.outer(row, column) for column in (low, high) for row in (low, high)])
     return bank.repeat(channels, 1, 1).unsqueeze(1)
+
+
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
+    """Leave the precision to the caller, on devices that have autocast at all: the meta device has none."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _in(dtype: torch.dtype, arguments: Any) -> Any:
