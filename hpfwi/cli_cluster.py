@@ -199,8 +199,11 @@ def simulate(
     if timed is not None:
         work = work_of_run(timed, machine, work)
     work = _changed(work, work_options)
-    threads = config.cluster.threads_per_worker
-    forecasts = [forecast(work, machine, count, threads, mtbf_hours=mtbf_hours) for count in counts]
+    group = config.cluster
+    forecasts = [
+        forecast(work, machine, count, group.threads_per_worker, mtbf_hours=mtbf_hours, settings=group)
+        for count in counts
+    ]
     path = out or Path(f"{config.name}_scaling.png")
     draw(path, f"{config.name}: a forecast", forecasts, mtbf_hours)
     if as_json:

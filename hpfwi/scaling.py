@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import time
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpfwi.errors import ConfigError
-from hpfwi.parallel import Forecast, Machine, Work, groups_of_shots, local_threads, run_iteration
+from hpfwi.parallel import Forecast, Machine, Work, groups_of_shots, local_threads, one_torch_thread, run_iteration
 from hpfwi.progress import clock
 from hpfwi.run_folder import read_events
 
@@ -50,15 +51,16 @@ def work_of_inversion(config: RunConfig) -> Work:
         settings.parameterisation, initial, config.model.bounds_mps, mask, settings.seed
     )
     optimiser = build_adam(parameterisation.parameter_groups(), settings.optimiser)
-    begin_s, model = _least_s(parameterisation)
-    total = torch.zeros_like(model)
 
     def finish() -> None:
         optimiser.zero_grad()
         parameterisation().backward(total)
         optimiser.step()
 
-    finish_s = max(0.0, _least_s(finish)[0] - begin_s)
+    with one_torch_thread():
+        begin_s, model = _least_s(parameterisation)
+        total = torch.zeros_like(model)
+        finish_s = max(0.0, _least_s(finish)[0] - begin_s)
     shot_s = float(next(row.value for row in estimated_time(experiment) if row.name == "seconds_per_shot"))
     shots = settings.shots_per_iteration or experiment.survey.shots
     sizes = [len(group) for group in groups_of_shots(shots, settings.shots_per_item)]
@@ -88,10 +90,10 @@ def work_of_training(config: TrainConfig) -> Work:
     task = TrainingTask(config, store, device=config.cluster.device)
     sizes = slice_sizes(config)
     mean = statistics.fmean(sizes)
-    task.begin(0)
-    slot_s, (vector, _) = _least_s(lambda: task.gradient(0))
-    finish_s, _ = _least_s(lambda: task.advance(0, np.asarray(vector, np.float64)), rounds=1)
-    task.batches.close()
+    with contextlib.closing(task.batches), one_torch_thread():
+        task.begin(0)
+        slot_s, (vector, _) = _least_s(lambda: task.gradient(0))
+        finish_s, _ = _least_s(lambda: task.advance(0, np.asarray(vector, np.float64)), rounds=1)
     parameters = sum(value.numel() for value in task.network.parameters())
     return Work(
         item_s=slot_s * mean / sizes[0],

@@ -17,13 +17,10 @@ from hpfwi_cluster.crew import Crew
 from hpfwi_cluster.errors import Abandoned
 from hpfwi_cluster.ledger import ItemReport, Ledger
 from hpfwi_cluster.members import Member
-from hpfwi_cluster.pace import Pace
+from hpfwi_cluster.pace import COPY_AT_LEAST_S, Pace
 from hpfwi_cluster.ray_library import LOST, RayTaskError, ray, why_lost
 from hpfwi_cluster.settings import ClusterSettings
 from hpfwi_cluster.shares import in_flight_limit
-
-_COPY_AT_LEAST_S = 1.0
-"""Items younger than this are not computed a second time: handing one over costs milliseconds, and a hiccup passes."""
 
 _MANY = 32
 """Items under way from which on reports are taken in bunches: every wait looks at all of them."""
@@ -106,7 +103,7 @@ class Dispatch:
             return
         for flight in [flight for flight in self._flying.values() if flight.sum_id == sum_id]:
             waited_s = time.monotonic() - flight.sent_s
-            if self._pace.is_late(flight.cost, waited_s, times=self._settings.copy_after, least_s=_COPY_AT_LEAST_S):
+            if self._pace.is_late(flight.cost, waited_s, times=self._settings.copy_after, least_s=COPY_AT_LEAST_S):
                 for member in crew:
                     if busy[member] < self._threads and ledger.may_copy(member.worker, flight.item):
                         ledger.copy(member.worker, flight.item)

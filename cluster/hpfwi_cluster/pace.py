@@ -8,6 +8,9 @@ from statistics import median
 REMEMBERED = 64
 """Items whose times count: enough for a calm median, few enough to follow a change."""
 
+COPY_AT_LEAST_S = 1.0
+"""Items younger than this are not computed a second time: handing one over costs milliseconds, and a hiccup passes."""
+
 
 class Pace:
     """Seconds per unit of cost.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from hpfwi_cluster.virtual import Death, Iteration, Machine, Work, run_iteration
+from hpfwi_cluster.settings import ClusterSettings
+from hpfwi_cluster.virtual import USUAL, Death, Iteration, Machine, Work, run_iteration
 
 Limit = Literal["nothing", "items", "driver", "sum", "serial"]
 
@@ -60,13 +62,19 @@ def forecast(
     mtbf_hours: float | None = None,
     samples: int = 5,
     seed: int = 0,
+    settings: ClusterSettings = USUAL,
 ) -> Forecast:
     """Forecast a run on so many workers of so many threads.
 
     mtbf_hours  mean time between failures of one worker, h; the node of the driver fails as often. None: nothing fails
     samples     iterations, and deaths, that are simulated
+    settings    of the group
     """
-    quiet = [run_iteration(work, machine, workers, threads, seed=seed + number) for number in range(samples)]
+
+    def run(ranks: int, seed: int, deaths: Sequence[Death] = ()) -> Iteration:
+        return run_iteration(work, machine, ranks, threads, seed=seed, deaths=deaths, settings=settings)
+
+    quiet = [run(workers, seed + number) for number in range(samples)]
     iteration_s = statistics.fmean(one.seconds for one in quiet)
     lanes = workers * threads
     sum_s = machine.all_reduce_s(workers, work.size)
@@ -89,7 +97,7 @@ def forecast(
     seconds = every_s * work.iterations
     cost_s, failures, lost_s = 0.0, 0.0, 0.0
     if mtbf_hours is not None:
-        cost_s = _cost_of_a_death(work, machine, workers, threads, quiet, seed)
+        cost_s = _cost_of_a_death(work, machine, workers, quiet, seed, run)
         driver_cost_s = machine.restart_s + work.checkpoint_every / 2 * every_s
         # Losses take time, in which more is lost: total = quiet + total * share.
         share = (workers * cost_s + driver_cost_s) / (mtbf_hours * 3600)
@@ -114,7 +122,7 @@ def forecast(
 
 
 def _cost_of_a_death(
-    work: Work, machine: Machine, workers: int, threads: int, quiet: list[Iteration], seed: int
+    work: Work, machine: Machine, workers: int, quiet: list[Iteration], seed: int, run: Callable[..., Iteration]
 ) -> float:
     """Mean time that the death of a worker costs a run, s: its items again, and what follows without it."""
     usual_s = statistics.fmean(one.seconds for one in quiet)
@@ -125,8 +133,8 @@ def _cost_of_a_death(
     extra_s = []
     for number, undisturbed in enumerate(quiet):
         death = Death(int(random.integers(workers)), float(random.uniform(0, undisturbed.seconds)))
-        disturbed = run_iteration(work, machine, workers, threads, seed=seed + number, deaths=[death])
+        disturbed = run(workers, seed + number, [death])
         extra_s.append(disturbed.seconds - undisturbed.seconds)
-    fewer_s = run_iteration(work, machine, workers - 1, threads, seed=seed).seconds
+    fewer_s = run(workers - 1, seed).seconds
     slower = max(0.0, fewer_s / quiet[0].seconds - 1)
     return max(0.0, statistics.fmean(extra_s)) + slower * machine.start_s

@@ -17,9 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from hpfwi_cluster import failure
 from hpfwi_cluster.failure import Decision
 from hpfwi_cluster.ledger import ItemReport, Ledger
+from hpfwi_cluster.pace import COPY_AT_LEAST_S, Pace
+from hpfwi_cluster.settings import ClusterSettings
 from hpfwi_cluster.shares import in_flight_limit
 
-_ITEM_TRIES = 2
+USUAL = ClusterSettings()
+"""Settings of a group that nobody changed."""
+
+_NOTICE, _LOOK = -1, -2
+"""What arrives at the driver in place of a report: word of a death, the time to look after a late item."""
+_LOOK_AGAIN_S = 0.25
 
 
 class Machine(BaseModel):
@@ -133,96 +140,171 @@ class _Worker:
     lanes: list[float]
     """When each thread is free."""
     dies_at_s: float = math.inf
-    held: dict[int, float] = field(default_factory=dict)
-    """Durations of the items whose results it holds or computes."""
+    begun: dict[int, float] = field(default_factory=dict)
+    """Durations of the items that it was handed."""
+    sent_s: dict[int, float] = field(default_factory=dict)
+    """When it was handed those that it has not reported."""
 
 
 def run_iteration(
-    work: Work, machine: Machine, workers: int, threads: int = 1, *, seed: int = 0, deaths: Sequence[Death] = ()
+    work: Work,
+    machine: Machine,
+    workers: int,
+    threads: int = 1,
+    *,
+    seed: int = 0,
+    deaths: Sequence[Death] = (),
+    settings: ClusterSettings = USUAL,
 ) -> Iteration:
     """Run one iteration in virtual time.
 
     workers     ranks, each with so many threads
     deaths      workers that die on the way; at least one worker must be left
+    settings    of the group: how late an item must be to be computed a second time
     """
-    durations = work.durations_s(seed)
-    ledger = Ledger(0, range(len(durations)), work.costs, _ITEM_TRIES)
-    members = {number: _Worker([0.0] * threads) for number in range(workers)}
-    asking_s = machine.asking_s * workers
-    now = used_s = asking_s
-    now += 2 * machine.latency_s + work.begin_s
-    queue: list[tuple[float, int, int, int]] = []
-    """Reports and notices of death by arrival at the driver: time, serial, worker, item (-1: a notice)."""
-    serial = 0
-    for death in deaths:
-        members[death.worker].dies_at_s = now + death.after_s
-        heapq.heappush(queue, (now + death.after_s + machine.detection_s, serial, death.worker, -1))
-        serial += 1
-    handed_s = machine.handling_s / 2
-    lost_s = 0.0
-    ranks_lost = 0
-    flying = 0
-    """Items in the hands of members: with it and the queue, the end is seen without asking for everybody's account."""
+    return _Virtual(work, machine, workers, threads, seed, settings).run(deaths)
 
-    def hand_out(numbers: Sequence[int]) -> None:
-        nonlocal now, used_s, serial, flying
-        for depth in range(threads + 1):
+
+class _Virtual:
+    """An iteration under way.
+
+    now_s, used_s   the driver's clock, and how much of it the driver was at work
+    queue           what arrives at the driver: time, serial, worker, item or one of _NOTICE and _LOOK, item to look at
+    """
+
+    def __init__(
+        self, work: Work, machine: Machine, workers: int, threads: int, seed: int, settings: ClusterSettings
+    ) -> None:
+        self.work, self.machine, self.threads, self.settings = work, machine, threads, settings
+        self.durations = work.durations_s(seed)
+        self.ledger = Ledger(0, range(len(self.durations)), work.costs, settings.item_tries)
+        self.members = {number: _Worker([0.0] * threads) for number in range(workers)}
+        self.pace = Pace()
+        self.now_s = self.used_s = self.lost_s = 0.0
+        self.queue: list[tuple[float, int, int, int, int]] = []
+        self.serial = 0
+        self.watching = False
+
+    def run(self, deaths: Sequence[Death]) -> Iteration:
+        work, machine, ledger = self.work, self.machine, self.ledger
+        self._ask_all(work.begin_s)
+        for death in deaths:
+            dies_at_s = self.now_s + death.after_s
+            self.members[death.worker].dies_at_s = dies_at_s
+            self._arrive(dies_at_s + machine.detection_s, death.worker, _NOTICE)
+        ranks = len(self.members)
+        while True:
+            self._hand_out(list(self.members))
+            while not ledger.complete:
+                self._take_in()
+            # A death that comes to light in the all-reduce sends its items back, and everybody round again.
+            notices = [entry for entry in self.queue if entry[3] == _NOTICE]
+            late = next((entry for entry in notices if self.members[entry[2]].dies_at_s <= self.now_s), None)
+            if late is None:
+                break
+            self.queue.remove(late)
+            self.now_s = max(self.now_s, late[0])
+            self._lose(late[2])
+        if len(self.members) < ranks:
+            self.now_s += machine.forming_s + machine.forming_rank_s * len(self.members)
+        self._ask_all(machine.all_reduce_s(len(self.members), work.size))
+        self._ask_all(work.finish_s)
+        self.now_s += work.driver_s
+        return Iteration(self.now_s, sum(self.durations), self.lost_s, self.used_s + work.driver_s)
+
+    def _ask_all(self, takes_s: float) -> None:
+        """Ask all members for something that takes each of them so long."""
+        asking_s = self.machine.asking_s * len(self.members)
+        self.now_s += asking_s + 2 * self.machine.latency_s + takes_s
+        self.used_s += asking_s
+
+    def _handle(self) -> None:
+        self.now_s += self.machine.handling_s / 2
+        self.used_s += self.machine.handling_s / 2
+
+    def _arrive(self, time_s: float, worker: int, kind: int, about: int = 0) -> None:
+        heapq.heappush(self.queue, (time_s, self.serial, worker, kind, about))
+        self.serial += 1
+
+    def _hand_out(self, numbers: Sequence[int]) -> None:
+        """Give waiting items to these members, as far as they have room."""
+        for depth in range(self.threads + 1):
             for number in numbers:
-                limit = in_flight_limit(threads, ledger.waiting, len(members))
-                if ledger.in_flight(number) == depth < limit:
-                    item = ledger.take(number)
+                limit = in_flight_limit(self.threads, self.ledger.waiting, len(self.members))
+                if self.ledger.in_flight(number) == depth < limit:
+                    item = self.ledger.take(number)
                     if item is None:
                         return
-                    now += handed_s
-                    used_s += handed_s
-                    flying += 1
-                    worker = members[number]
-                    lane = min(range(threads), key=worker.lanes.__getitem__)
-                    start = max(now + machine.latency_s, worker.lanes[lane])
-                    worker.lanes[lane] = end = start + durations[item]
-                    worker.held[item] = durations[item]
-                    if end < worker.dies_at_s:
-                        heapq.heappush(queue, (end + machine.latency_s, serial, number, item))
-                        serial += 1
+                    self._begin(number, item, self.durations[item])
+        if not (self.ledger.waiting or self.watching or self.settings.copy_after is None):
+            self.watching = True
+            self._watch()
 
-    while True:
-        hand_out(list(members))
-        while ledger.waiting or flying:
-            arrival, _, number, item = heapq.heappop(queue)
-            if item < 0:
-                now = max(now, arrival)
-                worker = members.pop(number)
-                flying -= ledger.in_flight(number)
-                ledger.lose(number)
-                if failure.after_loss(len(members), 0, 1) is not Decision.REPLACE:
-                    raise ValueError("A virtual iteration needs a worker that survives it.")
-                ranks_lost += 1
-                lost_s += sum(worker.held.values())
-                hand_out(list(members))
-                continue
-            now = max(now, arrival) + handed_s
-            used_s += handed_s
-            if number in members:
-                ledger.report(number, ItemReport(item, 0, (1,), {}))
-                flying -= 1
-                # Nobody else has room now who had none before.
-                hand_out([number])
-        # A death during the all-reduce sends its items back, and everybody round again.
-        late = next((entry for entry in queue if entry[3] < 0 and members[entry[2]].dies_at_s <= now), None)
-        if late is None:
-            assert ledger.complete
-            break
-        queue.remove(late)
-        now = max(now, late[0])
-        lost_s += sum(members.pop(late[2]).held.values())
-        ledger.lose(late[2])
-        ranks_lost += 1
-    ranks = len(members)
-    if ranks_lost:
-        now += machine.forming_s + machine.forming_rank_s * ranks
-    # All members are asked to reduce, then to finish.
-    for own_s in (machine.all_reduce_s(ranks, work.size), work.finish_s):
-        now += machine.asking_s * ranks + 2 * machine.latency_s + own_s
-        used_s += machine.asking_s * ranks
-    now += work.driver_s
-    return Iteration(now, sum(durations), lost_s, used_s + work.driver_s)
+    def _begin(self, number: int, item: int, takes_s: float) -> None:
+        self._handle()
+        worker = self.members[number]
+        lane = min(range(self.threads), key=worker.lanes.__getitem__)
+        start_s = max(self.now_s + self.machine.latency_s, worker.lanes[lane])
+        worker.lanes[lane] = end_s = start_s + takes_s
+        worker.begun[item] = takes_s
+        worker.sent_s[item] = self.now_s
+        if end_s < worker.dies_at_s:
+            self._arrive(end_s + self.machine.latency_s, number, item)
+
+    def _take_in(self) -> None:
+        """Let the next thing arrive at the driver."""
+        arrival_s, _, number, kind, about = heapq.heappop(self.queue)
+        if kind == _LOOK:
+            self._overtake(max(self.now_s, arrival_s), number, about)
+            return
+        self.now_s = max(self.now_s, arrival_s)
+        if kind == _NOTICE:
+            self._lose(number)
+            self._hand_out(list(self.members))
+            return
+        self._handle()
+        if number in self.members:
+            takes_s = self.members[number].begun[kind]
+            del self.members[number].sent_s[kind]
+            self.pace.note(self.work.costs[kind], takes_s)
+            self.ledger.report(number, ItemReport(kind, 0, (1,), {}, seconds=takes_s))
+            # Nobody else has room now who had none before.
+            self._hand_out([number])
+
+    def _lose(self, number: int) -> None:
+        self.watching = False
+        self.lost_s += sum(self.members.pop(number).begun.values())
+        self.ledger.lose(number)
+        if failure.after_loss(len(self.members), 0, 1) is not Decision.REPLACE:
+            raise ValueError("A virtual iteration needs a worker that survives it.")
+
+    def _watch(self) -> None:
+        """Nothing waits any more: look after every item under way when it would be late."""
+        for number, worker in self.members.items():
+            for item, sent_s in worker.sent_s.items():
+                self._arrive(self._late_s(item, sent_s), number, _LOOK, item)
+
+    def _late_s(self, item: int, sent_s: float) -> float:
+        """When an item is late, or when to look again where no item has ended yet."""
+        usual_s = self.pace.usual_s(self.work.costs[item])
+        times = self.settings.copy_after
+        assert times is not None
+        if usual_s is None:
+            return max(sent_s + COPY_AT_LEAST_S, 2 * self.now_s - sent_s)
+        return sent_s + max(COPY_AT_LEAST_S, times * usual_s)
+
+    def _overtake(self, now_s: float, number: int, item: int) -> None:
+        """Give a late item to a free member as well; the first report counts."""
+        sent_s = self.members[number].sent_s.get(item) if number in self.members else None
+        if sent_s is None or self.ledger.waiting:
+            return
+        late_s = self._late_s(item, sent_s)
+        free = next((other for other in self.members if self.ledger.in_flight(other) < self.threads), None)
+        if now_s < late_s:
+            self._arrive(late_s, number, _LOOK, item)
+        elif free is None:
+            self._arrive(now_s + _LOOK_AGAIN_S, number, _LOOK, item)
+        elif self.ledger.may_copy(free, item):
+            self.now_s = now_s
+            self.ledger.copy(free, item)
+            self._begin(free, item, self.work.item_s * self.work.costs[item])

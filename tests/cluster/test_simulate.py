@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from hpfwi_cluster import ClusterSettings
 from hpfwi_cluster.simulate import forecast
 from hpfwi_cluster.virtual import Death, Machine, Work, run_iteration
 
@@ -76,13 +77,35 @@ def test_a_death_costs_the_items_it_held() -> None:
     # The survivor ends its third item at 3 s, then does the three again.
     assert found.seconds == pytest.approx(6.0 + FREE.forming_s + FREE.forming_rank_s)
     noticed_late = FREE.model_copy(update={"detection_s": 10.0})
-    late = run_iteration(work, noticed_late, 2, deaths=[Death(1, 2.5)])
+    alone = ClusterSettings(copy_after=None)
+    late = run_iteration(work, noticed_late, 2, deaths=[Death(1, 2.5)], settings=alone)
     assert late.seconds == pytest.approx(12.5 + 3.0 + FREE.forming_s + FREE.forming_rank_s)
+    # Overtaken while nobody knew: of the three, the one that was begun is done by then.
+    late = run_iteration(work, noticed_late, 2, deaths=[Death(1, 2.5)])
+    assert late.seconds == pytest.approx(12.5 + 2.0 + FREE.forming_s + FREE.forming_rank_s)
     # Its results were reported before it died, and are gone all the same.
     done = run_iteration(work, FREE, 2, deaths=[Death(1, 3.0)])
     assert done.seconds == pytest.approx(6.0 + FREE.forming_s + FREE.forming_rank_s)
     with pytest.raises(ValueError, match="needs a worker that survives it"):
         run_iteration(work, FREE, 2, deaths=[Death(0, 0.5), Death(1, 0.7)])
+
+
+def test_stragglers_are_overtaken() -> None:
+    """Items of 2 s, one of 60: whoever is free after 3 x 2 s computes it again, at the speed of the others."""
+
+    class OneLate(Work):
+        def durations_s(self, seed: int) -> list[float]:
+            return [60.0, *super().durations_s(seed)[1:]]
+
+    work = OneLate(item_s=2.0, costs=(1.0,) * 12, spread=0.0)
+    # Eleven items keep two of three workers busy until 8 s and the third until 6 s, when the late one has had 3 x 2 s.
+    assert run_iteration(work, FREE, 4).seconds == pytest.approx(6.0 + 2.0)
+    assert run_iteration(work, FREE, 4, settings=ClusterSettings(copy_after=None)).seconds == pytest.approx(60.0)
+    # Here it has long been late when at 10 s somebody is free.
+    assert run_iteration(work, FREE, 3).seconds == pytest.approx(10.0 + 2.0)
+    # Here nobody reports at 6 s, so that only a look at the clock finds it late.
+    few = OneLate(item_s=2.0, costs=(1.0,) * 2, spread=0.0)
+    assert run_iteration(few, FREE, 2).seconds == pytest.approx(6.0 + 2.0)
 
 
 def test_more_failures_cost_more_and_too_many_never_end() -> None:
@@ -118,7 +141,6 @@ def test_real_workers_take_as_long_as_virtual_ones() -> None:
 
     Between the shortest of a few real iterations and the forecast stands only what the machine costs.
     """
-    from hpfwi_cluster import ClusterSettings
     from hpfwi_cluster.calibrate import sleeping_group
     from hpfwi_cluster.connection import connect
 
