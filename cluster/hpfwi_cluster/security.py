@@ -7,6 +7,7 @@ handed on as the name of a file: never as an argument of a process, which everyb
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import stat
@@ -44,11 +45,10 @@ def keep_own_token_private() -> None:
     try:
         if not file.exists():
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_token(file)
+            with contextlib.suppress(FileExistsError):  # another process of this user was faster
+                write_token(file)
         elif stat.S_IMODE(file.stat().st_mode) & 0o077:
             file.chmod(0o600)
-    except FileExistsError:  # another process of this user was faster
-        return
     except OSError as error:
         raise StartFailed(
             f"The token of the Ray cluster cannot be kept private in {file} ({error.strerror or error}): name a file "
