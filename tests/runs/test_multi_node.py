@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ import pytest
 from hpfwi import checkpoints
 from hpfwi.run_folder import is_done, read_events
 from hpfwi.store.openfwi import create_pairs
+from hpfwi_cluster.ray_node import start_child
 
 pytestmark = pytest.mark.ray
 
@@ -134,7 +136,8 @@ class Namespaces:
     can_cut = True
 
     def __init__(self) -> None:
-        self._tag = f"hf{os.getpid() % 100000}"
+        sweep()
+        self._tag = f"hf{os.getpid()}"
         self._net = f"10.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
         self._names: list[str] = []
         self._launchers: list[subprocess.Popen[bytes]] = []
@@ -164,15 +167,9 @@ class Namespaces:
             slurm = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": str(count), "SLURM_JOB_ID": str(os.getpid())}
             command = [sys.executable, "-m", "hpfwi_cluster.launch", "--job", str(job), "--cpus", "1", "--", *program]
             with (job.parent / f"node-{rank}.log").open("ab") as log:
-                self._launchers.append(
-                    subprocess.Popen(
-                        ["ip", "netns", "exec", name, *command],
-                        env=clean_environment() | slurm,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
+                node = ["ip", "netns", "exec", name, *command]
+                environment = clean_environment() | slurm
+                self._launchers.append(start_child(node, environment, output=log.fileno(), keep_usr1=True))
         return self._launchers[-count]
 
     def kill(self, host: int) -> None:
@@ -230,6 +227,17 @@ class RayTestCluster:
             program.wait()
         if self._cluster is not None:
             self._cluster.shutdown()
+
+
+def sweep() -> None:
+    """Delete the namespaces of tests that were killed."""
+    done = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
+    for name, pid in re.findall(r"^(hf(\d+)-\d+)\b", done.stdout, re.MULTILINE):
+        if not Path(f"/proc/{pid}").exists():
+            for left in pids_in(name):
+                end(left)
+            subprocess.run(["ip", "netns", "del", name], check=False)
+            subprocess.run(["ip", "link", "del", f"hf{pid}"], check=False, capture_output=True)
 
 
 def ip(*arguments: str) -> None:
