@@ -133,28 +133,26 @@ class PairStore:
         """
         records = np.empty((len(indices), *self.records_shape), dtype=np.float32)
         models = np.empty((len(indices), *self.model_shape), dtype=np.float32)
-        self.expect([int(sample) for sample in indices])
-        for row, sample in enumerate(indices):
-            self.read_into(int(sample), records[row], models[row])
+        self.read_rows([(row, int(sample)) for row, sample in enumerate(indices)], records, models)
         return records, models
 
-    def expect(self, samples: Sequence[int]) -> None:
-        """Let the system read these samples from the disk together, before they are read one by one.
+    def read_rows(
+        self, places: Sequence[tuple[int, int]], records: NDArray[np.float32], models: NDArray[np.float32]
+    ) -> None:
+        """Read samples into rows of arrays float32[row, shot, time, receiver] and float32[row, z, x].
 
-        raises  DataError: a shard that is missing or damaged
-        """
-        self._records.expect(samples)
-        self._models.expect(samples)
-
-    def read_into(self, sample: int, records: NDArray[np.float32], model: NDArray[np.float32]) -> None:
-        """Read one sample into C-contiguous arrays float32[shot, time, receiver] and float32[z, x].
+        places  (row, sample), best in the order of the samples; the system is asked for all of them before the first is
+                read
 
         raises  DataError: as `read`
         """
-        if not 0 <= sample < self.samples:
+        samples = [sample for _, sample in places]
+        if samples and not 0 <= min(samples) <= max(samples) < self.samples:
+            sample = min(samples) if min(samples) < 0 else max(samples)
             raise DataError(f"Sample {sample} does not exist: {self.path} has samples 0 to {self.samples - 1}.")
-        self._records.read_into(sample, records)
-        self._models.read_into(sample, model)
+        for reader, out in ((self._records, records), (self._models, models)):
+            reader.expect(samples)
+            reader.read_rows(places, out)
 
 
 def open_pairs(path: str | Path, *, mapped: bool | None = None) -> PairStore:

@@ -234,6 +234,10 @@ class _ShardFile:
                     f"Sample {row} of shard {path} claims bytes {offset} to {offset + length} of a file with {room}, "
                     f"and a sample has {layout.sample_bytes} before compression: the file is damaged."
                 )
+        size = layout.sample_bytes
+        self._rows: NDArray[np.float32] | None = None
+        if self._mapping is not None and self.index == [(row * size, size) for row in range(samples)]:
+            self._rows = self._map[: samples * size].view(layout.stored).reshape(samples, *layout.shape[1:])
 
     def __del__(self) -> None:
         if self._handle >= 0:
@@ -242,18 +246,40 @@ class _ShardFile:
     def expect(self, offset: int, length: int) -> None:
         """Have the system fetch bytes that will be read soon; a wish that it may ignore."""
         if self._mapping is None:
-            os.posix_fadvise(self._handle, offset, length, os.POSIX_FADV_WILLNEED)
+            # Where they are in memory already, the wish alone would cost most of what reading them does.
+            if not self._in_memory(offset + length // 2):
+                os.posix_fadvise(self._handle, offset, length, os.POSIX_FADV_WILLNEED)
             return
         start = offset - offset % mmap.PAGESIZE
         if offset + length <= len(self._mapping):
             self._mapping.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
 
+    def _in_memory(self, offset: int) -> bool:
+        """Whether a byte can be read without the disk; False where the file system does not tell."""
+        try:
+            return os.preadv(self._handle, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+        except OSError:
+            return False
+
+    def rows(self) -> NDArray[np.float32] | None:
+        """The mapped samples, [sample, …], where they lie one after another; to be used at once.
+
+        raises  DataError: the file is shorter than it was
+        """
+        if self._rows is not None:
+            self._require(self._rows.nbytes)
+        return self._rows
+
+    def _require(self, size: int) -> None:
+        # A page beyond the end of a file that was cut since would end the process.
+        assert self._mapping is not None
+        if self._mapping.size() < size:
+            raise DataError(f"Shard {self.path} became shorter since it was opened: it was overwritten or damaged.")
+
     def read(self, into: memoryview, offset: int) -> None:
         """Fill `into` from byte `offset` on."""
         if self._mapping is not None:
-            # A page beyond the end of a file that was cut since would end the process.
-            if self._mapping.size() < offset + len(into):
-                raise DataError(f"Shard {self.path} became shorter since it was opened: it was overwritten or damaged.")
+            self._require(offset + len(into))
             np.copyto(np.frombuffer(into, dtype=np.uint8), self._map[offset : offset + len(into)])
             return
         done = 0
@@ -287,6 +313,7 @@ class ShardReader:
         self._lock = threading.Lock()
         self._scratch = threading.local()
         self._expected = bytearray(self.layout.shape[0])
+        self._unexpected = self.layout.shape[0]
 
     def __getstate__(self) -> tuple[Path, Layout, bool]:
         return (self.folder, self.layout, self.mapped)
@@ -300,11 +327,14 @@ class ShardReader:
 
         raises  DataError: a shard that is missing or damaged
         """
+        if self._unexpected <= 0:
+            return
         for sample in samples:
-            if not 0 <= sample < len(self._expected) or self._expected[sample]:
+            if self._expected[sample]:
                 continue
             if self.mapped:  # and expected to stay in the page cache
                 self._expected[sample] = 1
+                self._unexpected -= 1
             shard, row = divmod(sample, self._shard_samples)
             file = self._file(shard)
             file.expect(*file.index[row])
@@ -329,6 +359,27 @@ class ShardReader:
             file.read(packed, offset)
             self._unpack(packed, values, file.path, row)
         out[...] = np.frombuffer(values, dtype=layout.stored).reshape(out.shape)
+
+    def read_rows(self, places: Sequence[tuple[int, int]], out: NDArray[np.float32]) -> None:
+        """Read samples into rows of `out`, C-contiguous float32[row, …]: `read_into` for many at a time.
+
+        places  (row, sample), best in the order of the samples
+
+        raises  DataError: as `read_into`
+        """
+        if not (self.mapped and self._direct):
+            for row, sample in places:
+                self.read_into(sample, out[row])
+            return
+        opened, rows = -1, None
+        for row, sample in places:
+            shard, place = divmod(sample, self._shard_samples)
+            if shard != opened:
+                opened, rows = shard, self._file(shard).rows()
+            if rows is None:
+                self.read_into(sample, out[row])
+            else:
+                out[row] = rows[place]
 
     def _unpack(self, packed: memoryview, values: memoryview, path: Path, row: int) -> None:
         from numcodecs.blosc import decompress

