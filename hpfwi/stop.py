@@ -38,19 +38,24 @@ class Stop:
 
 @contextlib.contextmanager
 def on_signals(stop: Stop, say: Callable[[str], None]) -> Iterator[None]:
-    """Raise `stop` on Ctrl-C and SIGTERM while the block runs; the handlers before come back after it.
+    """Raise `stop` on Ctrl-C, SIGTERM and SIGUSR1 while the block runs; the handlers before come back after it.
 
-    The second signal raises KeyboardInterrupt at once. That loses the iterations since the last checkpoint and nothing
-    else, because every file of a run folder appears whole or not at all.
+    SIGUSR1 is a batch system's warning that the time limit is near. After any of them, Ctrl-C or SIGTERM raises
+    KeyboardInterrupt at once; a second warning changes nothing, because some systems warn every process of a job. That
+    end loses the iterations since the last checkpoint and nothing else: every file of a run folder appears whole or not
+    at all.
     """
-    names = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+    names = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
 
     def asked(number: int, frame: FrameType | None) -> None:
         name = names[signal.Signals(number)]
+        if stop.requested and number == signal.SIGUSR1:
+            return
         if stop.requested:
             raise KeyboardInterrupt(name)
         stop.request(name)
-        say(f"{name}: stopping after this iteration, with a checkpoint; once more stops at once.")
+        again = "SIGTERM" if number == signal.SIGUSR1 else "once more"
+        say(f"{name}: stopping after this iteration, with a checkpoint; {again} stops at once.")
 
     before = {number: signal.signal(number, asked) for number in names}
     try:

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,26 @@ def test_slurm_says_no(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sbatch(place, monkeypatch, "echo 'invalid partition' >&2; exit 1")
     assert "sbatch refused" in (said := refused(5, "submit", "toy.toml", *FEW))
     assert "invalid partition" in said
+
+
+def test_a_warning_stops_a_run_once_however_often_it_comes() -> None:
+    code = """
+import os, signal
+from hpfwi.stop import Stop, on_signals
+stop = Stop()
+with on_signals(stop, print):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    print(stop())
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        print("at once")
+print(signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    said = "SIGUSR1: stopping after this iteration, with a checkpoint; SIGTERM stops at once."
+    assert done.stdout.splitlines() == [said, "SIGUSR1", "at once", "True"], done.stderr
 
 
 class Replaced(Exception):

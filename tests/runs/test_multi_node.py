@@ -420,7 +420,7 @@ def test_warned_on_three_nodes_and_resumed_on_two(
     run = tmp_path / "tiny"
     job = hosts.start(3, tmp_path / "first", inversion(run, 3))
     after(2, run, job)
-    os.kill(job.pid, signal.SIGTERM)
+    os.kill(job.pid, signal.SIGUSR1)
     ended(run, job, 75)
     again = hosts.start(2, tmp_path / "second", inversion(run, 2))
     ended(run, again)
