@@ -1,6 +1,7 @@
 """The on-chip kernels: their source and their plans run on the processor against the reference."""
 
 import ctypes
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -38,7 +39,7 @@ extern "C" int run(const char* name, const Call* call, unsigned grid, unsigned t
     return fibers::launch(grid, threads, order, [&] { kernel(*call); }, together);
 }
 """
-STEPS = 40
+STEPS = 30
 SHOTS = 2
 
 
@@ -57,7 +58,7 @@ def case(boundary: str = "cpml", order: int = 4, **changes: Any) -> Scheme:
     return Scheme(**(settings | changes))
 
 
-# Every order, team, boundary and size of tile at least once, with compile time in mind: each instance takes a second.
+# Every order, team, boundary and size of tile at least once; each instance takes a second to compile.
 CASES: dict[str, tuple[Scheme, str, int, int]] = {  # scheme, team, blocks, rows of a tile
     "cpml": (case(), "block", 1, 2),
     "free surface, two thirds unsaved": (
@@ -289,6 +290,51 @@ def test_adjoint_on_the_processor(machine: Machine, name: str) -> None:
     for order in (1, 7):
         again = run_adjoint(machine, work, problem, plan, brackets, residual, order=order)
         assert all(np.array_equal(one, other) for one, other in zip(again, found, strict=True))
+
+
+def test_every_barrier_is_needed(tmp_path: Path) -> None:
+    """Without any one barrier of a step, the order of threads shows in the result, or blocks wait unequally."""
+    scheme, team, blocks, rows = CASES["order 6, grid"]
+    work = survey(scheme)
+    problem = work.problem()
+    plan = planned(problem, team, blocks, rows)
+    right, _ = reference.forward(work.velocity, work.wavelet, work.sources, work.receivers, scheme, store=False)
+    text = cuda_on_chip.source()
+    steps = text.index("for (int count = 0")
+    barriers = [found.start() for found in re.finditer(r"(block|team)_sync\(.*?\);", text) if found.start() > steps]
+    names = [text[at : text.index(";", at) + 1] for at in barriers]
+    assert names == ["block_sync();", "block_sync();", "team_sync(turn ^ 1);", "team_sync(turn);"]
+    for at, name in list(zip(barriers, names, strict=True))[1:3]:
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        without = text[:at] + text[at + len(name) :]
+        broken = Machine(folder, edit={text: without}.__getitem__)
+        caught = False
+        for order in (0, 1, 5):
+            try:
+                records, _ = run_forward(broken, work, problem, plan, order=order)
+            except AssertionError:
+                caught = True
+            else:
+                caught = caught or not np.linalg.norm(records - right) < 1e-4 * np.linalg.norm(right)
+        assert caught, name
+
+
+def test_threads_that_miss_a_barrier_are_seen(tmp_path: Path) -> None:
+    work = survey(case())
+    problem = work.problem()
+    launch = cuda_on_chip.forward_launch(
+        ForwardCall(problem=problem, begin=0, end=2, workspace=work.array((4096,))[0]),
+        planned(problem, "block", 1, 2),
+        problem.shots,
+    )
+    step = "            block_sync();\n\n            // 2. It becomes"
+
+    def some_leave(text: str) -> str:
+        assert step in text
+        return text.replace(step, "            if (thread != 3) " + step.lstrip())
+
+    assert not Machine(tmp_path, edit=some_leave).run(launch, 1)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ struct Scatter {
     int points, point_stride, step_stride, most_groups;
 };
 
-// Sizes, in cells; known when the kernel is compiled where SHAPE lists them.
+// Sizes, in cells.
 struct Shape {
     int rows, columns, low[2], high[2];  // widths of layers, of z and of x
     int free_surface, periodic;
@@ -59,13 +59,9 @@ struct Call {
     int bands[MOST_BLOCKS + 1];
 };
 
-template <int ORDER, int ROWS, int TEAM, int MODE, bool LAYERED>
-__global__ void __launch_bounds__(ROWS == 2 ? 1024 : ROWS == 4 ? 800 : 512, 1) TOGETHER on_chip(const Call call) {
-#ifdef SHAPE
-    constexpr Shape shape = {SHAPE};
-#else
+template <int ORDER, int ROWS, int THREADS, int TEAM, int MODE, bool LAYERED>
+__global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) {
     const Shape& shape = call.shape;
-#endif
     constexpr int R = ORDER / 2, WINDOW = 2 * R + 1;
     constexpr int REACH = MODE == ADJOINT ? 2 * R : R;  // cells next to a layer that its memory reaches
     constexpr int CARRIED = MODE == ADJOINT ? 2 : 1;    // memories that neighbours read, of each axis

@@ -15,8 +15,11 @@ from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem, 
 
 HERE = Path(__file__).parent
 MOST_BLOCKS = 256
-MOST_THREADS = {2: 1024, 4: 800, 8: 512}
-"""Threads of a block by the rows of a thread's tile, as registers allow: the kernel's launch bounds."""
+TILE_ROWS = (2, 4, 8)
+"""Rows of a thread's tile; it has 4 columns."""
+THREAD_BOUNDS = (256, 384, 512)
+"""Threads of a block that instances are compiled for: fewer threads have more registers each. 512 of them have 128,
+which hold two numbers for each of a tile's 32 cells and what a step needs; with more threads, registers would spill."""
 CLUSTER_SIZES = (2, 4, 8)
 """Blocks of a cluster that every GPU with clusters can run."""
 LAYER_ROW_COST = 1.8
@@ -87,6 +90,11 @@ class Plan:
         """Threads of a block, whole warps: one per tile."""
         return -(-self.tile_rows * -(-self.columns // 4) // 32) * 32
 
+    @property
+    def bound(self) -> int | None:
+        """Threads that the kernel's instance is compiled for, None where these are too many."""
+        return next((most for most in THREAD_BOUNDS if self.threads <= most), None)
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -114,7 +122,8 @@ def source() -> str:
 def instance(problem: Problem, plan: Plan, run: Run) -> str:
     """Name of the template instance that a run needs."""
     layered = problem.boundary == "cpml" and run != "unwind"
-    return f"on_chip<{problem.order}, {plan.rows}, {_TEAMS[plan.team]}, {run.upper()}, {str(layered).lower()}>"
+    sizes = f"{problem.order}, {plan.rows}, {plan.bound}"
+    return f"on_chip<{sizes}, {_TEAMS[plan.team]}, {run.upper()}, {str(layered).lower()}>"
 
 
 def bracket_cells(problem: Problem) -> int:
@@ -130,11 +139,8 @@ def plan_of(problem: Problem, team: Team, blocks: int) -> Plan | None:
     bands = _bands(problem, blocks)
     if bands is None:
         return None
-    for rows, most in MOST_THREADS.items():
-        plan = Plan(team, rows, bands, problem.shape[1])
-        if plan.threads <= most:
-            return plan
-    return None
+    plans = (Plan(team, rows, bands, problem.shape[1]) for rows in TILE_ROWS)
+    return next((plan for plan in plans if plan.bound is not None), None)
 
 
 def shared_bytes(problem: Problem, plan: Plan, run: Run) -> int:
