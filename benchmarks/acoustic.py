@@ -121,6 +121,7 @@ def problem(case: Case, order: int, absorbing: int, store_every: int | None) -> 
 
 
 CODES: dict[str, peers.Run] = {"hpfwi": peers.hpfwi, "deepwave": peers.deepwave}
+ALONE = "hpfwi on one thread"
 
 
 def store_every_of(code: str, asked: str) -> int | None:
@@ -143,18 +144,21 @@ Seconds = dict[str, dict[str, list[float]]]
 def timed(work: dict[str, peers.Problem], repeats: int, threads: int) -> tuple[Seconds, Seconds]:
     """Wall-clock and processor seconds of every run; codes alternate, and so does who goes first.
 
-    With one thread, processor seconds say what a run costs even where other programs want the same cores.
+    With one thread, processor seconds say what a run costs even where other programs want the same cores. With several,
+    hpfwi runs on one as well.
     """
-    wall: Seconds = {kind: {code: [] for code in CODES} for kind in ("forward", "gradient")}
-    processor: Seconds = {kind: {code: [] for code in CODES} for kind in wall}
+    turns = {code: (code, threads) for code in CODES} | ({ALONE: ("hpfwi", 1)} if threads > 1 else {})
+    wall: Seconds = {kind: {turn: [] for turn in turns} for kind in ("forward", "gradient")}
+    processor: Seconds = {kind: {turn: [] for turn in turns} for kind in wall}
     for repeat in range(repeats):
         for kind in wall:
-            for code in list(CODES) if repeat % 2 == 0 else list(CODES)[::-1]:
+            for turn in list(turns) if repeat % 2 == 0 else list(turns)[::-1]:
+                code, on_threads = turns[turn]
                 time.sleep(SETTLE_S)
                 begin, begin_processor = time.perf_counter(), time.process_time()
-                CODES[code](work[code], torch.float32, kind == "gradient", threads)
-                wall[kind][code].append(time.perf_counter() - begin)
-                processor[kind][code].append(time.process_time() - begin_processor)
+                CODES[code](work[code], torch.float32, kind == "gradient", on_threads)
+                wall[kind][turn].append(time.perf_counter() - begin)
+                processor[kind][turn].append(time.process_time() - begin_processor)
     return wall, processor
 
 
@@ -222,6 +226,7 @@ def bench(name: str, order: int, options: argparse.Namespace) -> dict:
             "ratio_of_fastest": min(runs["deepwave"]) / min(runs["hpfwi"]),
             "ratio_of_processor_medians": statistics.median(processor[kind]["deepwave"])
             / statistics.median(processor[kind]["hpfwi"]),
+            "gain_of_threads": middle[ALONE] / middle["hpfwi"] if ALONE in middle else None,
             "billion_updates_per_s": updates / middle["hpfwi"] / 1e9,
         }
     return {
@@ -251,6 +256,7 @@ COLUMNS = {
     "ratio": 5,
     "fastest": 7,
     "cpu": 5,
+    "threads": 7,
     "Gcell/s": 7,
     "gap": 7,
     "peer gap": 8,
@@ -283,6 +289,7 @@ def cells(result: dict, kind: str) -> list[str]:
         f"{row['ratio_of_medians']:.2f}",
         f"{row['ratio_of_fastest']:.2f}",
         f"{row['ratio_of_processor_medians']:.2f}",
+        f"{row['gain_of_threads']:.2f}" if row["gain_of_threads"] else "",
         f"{row['billion_updates_per_s']:.2f}",
         f"{gaps['hpfwi']:.1e}",
         f"{gaps['deepwave']:.1e}",
