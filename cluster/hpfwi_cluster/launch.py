@@ -37,7 +37,7 @@ from types import FrameType
 from hpfwi_cluster import security
 from hpfwi_cluster.addresses import answers, free_port, is_loopback, own_address
 from hpfwi_cluster.errors import ClusterError, StartFailed
-from hpfwi_cluster.ray_node import NodePlan, RayNode, adopt_orphans, descendants, end_processes, start_child
+from hpfwi_cluster.ray_node import NodePlan, RayNode, start_child
 from hpfwi_cluster.settings import usable_cores
 
 EXIT_START_FAILED = 5
@@ -137,7 +137,6 @@ def lead(job: Job, program: Sequence[str], environment: Mapping[str, str]) -> in
         finally:
             _publish(job.exit, f"{code}\n")
             node.end()
-            end_processes(descendants(os.getpid()), 10.0)
             job.token.unlink(missing_ok=True)
         return code
 
@@ -180,7 +179,6 @@ def follow(job: Job, environment: Mapping[str, str]) -> int:
         security.require_private(job.token)
         host, _, port = head.rpartition(":")
         own_host = own_address(job.interface, toward=host)
-        adopt_orphans()
         node = RayNode(job.plan(head, own_host), environment)
         joins, misses, told_s, checked_s = 1, 0, None, time.monotonic()
         try:
@@ -211,7 +209,6 @@ def follow(job: Job, environment: Mapping[str, str]) -> int:
             )
         finally:
             node.end()
-            end_processes(descendants(os.getpid()), 10.0)
         return 0
 
 

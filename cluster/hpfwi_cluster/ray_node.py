@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import shutil
 import signal
@@ -89,7 +88,7 @@ def check_temporary(folder: Path) -> None:
 
 
 class RayNode:
-    """A running node; `end` ends it and everything that it started."""
+    """A running node, the child of this process, which adopts what the node started if the node dies first."""
 
     def __init__(self, plan: NodePlan, environment: Mapping[str, str]) -> None:
         require_token_mode(environment)
@@ -122,9 +121,13 @@ class RayNode:
         return next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "it said nothing")[:300]
 
     def end(self, grace_s: float = 10.0) -> None:
-        """End the node, by force after the grace, and delete its temporary folder."""
-        end_processes([self._process.pid, *descendants(self._process.pid)], grace_s, first=[self._process.pid])
+        """End the node, then whatever it left; by force after the grace. Deletes its temporary folder.
+
+        Every other child of this process ends too: an orphan does not say whose it was.
+        """
+        end_processes([self._process.pid], grace_s)
         self._process.poll()
+        end_processes(descendants(os.getpid()), grace_s)
         shutil.rmtree(self.plan.temporary, ignore_errors=True)
 
 
@@ -172,11 +175,8 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def end_processes(pids: Sequence[int], grace_s: float, *, first: Sequence[int] = ()) -> None:
-    """Ask processes to end and kill those that are left after the grace.
-
-    first   asked before the others, which they may end themselves
-    """
+def end_processes(pids: Sequence[int], grace_s: float) -> None:
+    """Ask processes to end and kill those that are left after the grace."""
     identity = {pid: _started(pid) for pid in pids}
 
     def left() -> list[int]:
@@ -185,17 +185,11 @@ def end_processes(pids: Sequence[int], grace_s: float, *, first: Sequence[int] =
         # A number may be given to a stranger once its process is gone; the time of its start tells them apart.
         return [pid for pid, started in identity.items() if started is not None and _started(pid) == started]
 
-    def gone(asked: Sequence[int]) -> bool:
-        return not set(left()) & set(asked)
-
-    for asked in (first, pids):
-        for pid in set(left()) & set(asked):
-            _send(pid, signal.SIGTERM)
-        if not _until(functools.partial(gone, asked), grace_s):
-            break
-    for pid in left():
-        _send(pid, signal.SIGKILL)
-    _until(functools.partial(gone, pids), grace_s)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in left():
+            _send(pid, number)
+        if _until(lambda: not left(), grace_s):
+            return
 
 
 def _until(condition: Callable[[], bool], timeout_s: float) -> bool:

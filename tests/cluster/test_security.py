@@ -105,6 +105,41 @@ def test_one_node_of_many_does_not_compute_alone(monkeypatch: pytest.MonkeyPatch
         connection.connect(ClusterSettings(), 1)
 
 
+def test_a_cluster_that_exists_is_joined_and_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the address in the settings before RAY_ADDRESS; its nodes may arrive one by one; only the visit is ended."""
+    from hpfwi_cluster import ClusterSettings
+
+    joined: list[str] = []
+    cores = iter([1.0, 2.0, 4.0])
+    left: list[bool] = []
+    ray = connection.ray
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(joined) and not left)
+    monkeypatch.setattr(ray, "init", lambda address, **options: joined.append(address))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": next(cores)})
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    monkeypatch.setattr(ray, "shutdown", lambda: left.append(True))
+    monkeypatch.setattr(connection, "_mute_death_notices", lambda: None)
+    monkeypatch.setattr(connection, "_POLL_S", 0.0)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:2")
+    with connection.connect(ClusterSettings(workers=4, address="10.0.0.1:1"), 4) as found:
+        assert (found.owned, found.joined, found.host) == (False, True, "10.0.0.7")
+    assert (joined, left, next(cores, None)) == (["10.0.0.1:1"], [True], None)
+    left.clear()
+    joined.clear()
+    impatient = ClusterSettings(workers=4, start_timeout_s=1e-9)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
+    connection.connect(impatient, 4)
+    assert joined == ["10.0.0.2:2"]
+
+    def unreachable(**options: object) -> None:
+        raise ConnectionError("no")
+
+    left.append(True)
+    monkeypatch.setattr(ray, "init", unreachable)
+    with pytest.raises(StartFailed, match=r"Ray cluster at 10.0.0.2:2 cannot be joined .*RAY_AUTH_TOKEN"):
+        connection.connect(impatient, 4)
+
+
 def test_the_environment_of_a_cluster_holds_the_name_of_the_file_alone(tmp_path: Path) -> None:
     found = security.with_token({"A": "b", security.TOKEN: "of another cluster"}, tmp_path / "token")
     assert found == {"A": "b", "RAY_AUTH_MODE": "token", security.TOKEN_FILE: str(tmp_path / "token")}

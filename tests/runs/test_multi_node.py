@@ -211,7 +211,8 @@ class RayTestCluster:
         while len(self._nodes) < count:
             self._nodes.append(self._cluster.add_node(num_cpus=1))
         with (job.parent / "node-0.log").open("ab") as log:
-            environment = clean_environment() | {"RAY_ADDRESS": self._cluster.address, "RAY_AUTH_MODE": "token"}
+            environment = clean_environment() | {"RAY_AUTH_MODE": "token"}
+            program = [*program, f"cluster.address={self._cluster.address}"]
             self._programs.append(subprocess.Popen(program, env=environment, stdout=log, stderr=subprocess.STDOUT))
         return self._programs[-1]
 
