@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hpfwi_kernels.acoustic import Points, Scheme, cuda_call, cuda_streaming, off_grid, reference
+from hpfwi_kernels.acoustic import Points, Scheme, cuda_call, cuda_streaming, cuda_streaming_layout, off_grid, reference
 from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall
 from hpfwi_kernels.acoustic.cuda_streaming_layout import PARAMS, Launch, Operation, Zero
 from hpfwi_kernels.acoustic.setup import fold_edges, prepare
@@ -86,17 +86,17 @@ class Machine:
 
     folder: Path
     edit: Callable[[str], str] = str
-    libraries: dict[frozenset[str], ctypes.CDLL] = field(default_factory=dict)
+    libraries: dict[tuple[int, frozenset[str]], ctypes.CDLL] = field(default_factory=dict)
 
     def library(self, kernels: frozenset[str], dimensions: int) -> ctypes.CDLL:
-        for known, library in self.libraries.items():
-            if kernels <= known:
+        for (known_dimensions, known), library in self.libraries.items():
+            if dimensions == known_dimensions and kernels <= known:
                 return library
         place = self.folder / str(len(self.libraries))
         place.mkdir()
         made = library_of(kernels, dimensions, place, self.edit)
         assert made.size_of_params() == PARAMS.itemsize
-        return self.libraries.setdefault(kernels, made)
+        return self.libraries.setdefault((dimensions, kernels), made)
 
     def run(self, program: list[Operation], dimensions: int, order: int = 0) -> None:
         launches = [one for operation in program for one in cuda_streaming.launches_of(operation)]
@@ -241,7 +241,12 @@ SAMPLES = 40
 
 
 def survey_of(
-    dimensions: int = 2, shots: int = 1, models: int = 1, shape: tuple[int, ...] = (), **options: Any
+    dimensions: int = 2,
+    shots: int = 1,
+    models: int = 1,
+    shape: tuple[int, ...] = (),
+    samples: int = SAMPLES,
+    **options: Any,
 ) -> Survey:
     """Sources between cells all over the model and a receiver near each; the last receiver of shot 0 is absent."""
     shape = shape or SHAPES[dimensions]
@@ -263,7 +268,7 @@ def survey_of(
     places[1][0, -1] = np.nan
     sources, receivers = (off_grid(place, shape, free_surface=scheme.free_surface) for place in places)
     velocity = rng.uniform(1500.0, 2500.0, shape if models == 1 else (models, *shape))
-    return Survey(scheme, velocity, rng.standard_normal((shots, len(spread), SAMPLES)), sources, receivers)
+    return Survey(scheme, velocity, rng.standard_normal((shots, len(spread), samples)), sources, receivers)
 
 
 def truth(survey: Survey) -> tuple[NDArray, NDArray, NDArray]:
@@ -302,7 +307,8 @@ def kernels_of(dimensions: int) -> frozenset[str]:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     made = Machine(tmp_path_factory.mktemp("streaming"))
-    made.library(kernels_of(2), 2)
+    for dimensions in (2, 3):
+        made.library(kernels_of(dimensions), dimensions)
     return made
 
 
@@ -321,18 +327,34 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_equals_the_reference(name: str, machine: Machine) -> None:
-    survey = survey_of(**CASES[name])
+def test_equals_the_reference(name: str, dimensions: int, machine: Machine) -> None:
+    survey = survey_of(dimensions, **CASES[name])
     expected = truth(survey)
     for result, right in zip(everything(survey, machine, expected[0]), expected, strict=True):
         assert distance(result, right) < 1e-5
 
 
-@pytest.mark.parametrize("shape", [SMALL, (1, 1), (5, 33), (33, 2)], ids=str)
+@pytest.mark.parametrize("shape", [SMALL, (1, 1), (5, 33), (33, 2), (3, 1, 2), (1, 20, 5)], ids=str)
 def test_odd_sizes_and_several_shots_equal_the_reference(shape: tuple[int, ...], machine: Machine) -> None:
     """Layers that are wider than the model and overlap, and a layer of one cell."""
-    survey = survey_of(shots=2, models=2, shape=shape, absorbing=(12, 1, 0, 17))
+    survey = survey_of(len(shape), shots=2, models=2, shape=shape, absorbing=(12, 1, 0, 9, 10, 3))
+    expected = truth(survey)
+    for result, right in zip(everything(survey, machine, expected[0]), expected, strict=True):
+        assert distance(result, right) < 1e-5
+
+
+@pytest.mark.parametrize("order", [4, 8])
+def test_blocks_that_no_layer_touches_in_3d(order: int, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_streaming_layout, "SHORTEST_RUN", 4)
+    survey = survey_of(3, shape=(24, 36, 133), samples=14, order=order, absorbing=(2, 2, 4, 7, 3, 6), dt_s=1.9e-3)
+    layout = cuda_streaming_layout.Layout(survey.problem, "adjoint", rewinds=False)
+    assert layout.tile == (4, 16, 64)
+    params = layout.params(0, 0, 14)[0]
+    # The tile in the middle.
+    assert all(params["inner_low"] <= (12, 16, 64))
+    assert all(params["inner_high"] >= (16, 32, 128))
     expected = truth(survey)
     for result, right in zip(everything(survey, machine, expected[0]), expected, strict=True):
         assert distance(result, right) < 1e-5
@@ -355,3 +377,20 @@ def test_brackets_in_sixteen_bits(machine: Machine) -> None:
     np.testing.assert_array_equal(exact[0], half[0])
     np.testing.assert_array_equal(exact[2], half[2])
     assert 0 < distance(half[1], exact[1]) < 5e-3
+
+
+def test_the_field_run_backwards_from_its_ring(machine: Machine) -> None:
+    """What the layer-free core contributes to the gradient; nothing from the layers and what they reach."""
+    for options in ({}, {"store_every": 2}, {"free_surface": True, "absorbing": (0, *WIDTHS[1:])}):
+        survey = survey_of(shape=SMALL, shots=2, **options)
+        residual = truth(survey)[0]
+        kept = survey.forward(machine, ring=True)
+        result, wavelet_gradient = survey.gradient(machine, kept, residual)
+        whole = survey.forward(machine, keep="float32")
+        stored, same = survey.gradient(machine, whole, residual, keep="float32")
+        np.testing.assert_array_equal(wavelet_gradient, same)
+        core = tuple(
+            slice(max(first - low, 1), last - low - 1)
+            for (first, last), (low, _) in zip(survey.problem.core, survey.scheme.widths, strict=True)
+        )
+        assert distance(result[core], stored[core].astype(np.float64)) < 1e-5

@@ -13,6 +13,7 @@
 constexpr int LANES = 4;     // cells along x that a thread updates, and the margin on both ends of a packed row
 constexpr int ORIGIN = 32;   // floats before the first cell's plane of guards
 constexpr int THREADS = 256;
+constexpr long long NOWHERE = -(1LL << 62);
 
 enum Layer { CPML, SPONGE };
 enum Keep { NOTHING, FULL, HALF };  // brackets: none in this step, float32, bfloat16
@@ -157,62 +158,6 @@ __device__ inline void count4(const Params& p, long long at, const Four& mu, con
     }
 }
 
-// Second and first difference of what `at` says of a cell's neighbours; weights hold the spacing.
-template <int R, class At>
-__device__ inline float second(const float* weight, At at) {
-    float sum = weight[0] * at(0);
-#pragma unroll
-    for (int m = 1; m <= R; ++m) sum += weight[m] * (at(m) + at(-m));
-    return sum;
-}
-
-template <int R, class At>
-__device__ inline float first(const float* weight, At at) {
-    float sum = weight[0] * (at(1) - at(-1));
-#pragma unroll
-    for (int m = 2; m <= R; ++m) sum += weight[m - 1] * (at(m) - at(-m));
-    return sum;
-}
-
-// One axis of a C-PML on one cell. Forward: psi and zeta hold a psi and a zeta.
-struct Term {
-    float bracket, psi, zeta;
-};
-
-struct Profile {
-    float decay, plus, gain, slope;
-};
-
-__device__ inline const float* profile_of(const Params& p, int axis, int which) {
-    return p.profile + (4 * axis + which) * p.profile_stride + LANES;
-}
-
-__device__ inline Profile profile_at(const Params& p, int axis, int i) {
-    return Profile{profile_of(p, axis, 0)[i], profile_of(p, axis, 1)[i], profile_of(p, axis, 2)[i],
-                   profile_of(p, axis, 3)[i]};
-}
-
-template <int R, class At, class Psi>
-__device__ inline Term layer(const Params& p, int axis, const Profile& at, float zeta, At u, Psi psi) {
-    const float q = first<R>(p.first[axis], u);
-    const float t = at.plus * second<R>(p.second[axis], u) + at.slope * q + first<R>(p.first[axis], psi);
-    return Term{at.plus * t + zeta, at.decay * (at.gain * q + psi(0)), at.decay * (at.gain * t + zeta)};
-}
-
-// The transpose; psi and zeta hold b P and b Z. `plus` and `slope` are of the neighbours as well.
-template <int R, class At, class Plus, class Slope, class Psi, class Zeta>
-__device__ inline Term layer_back(
-    const Params& p, int axis, float decay, float gain, At mu, Plus plus, Slope slope, Psi psi, Zeta zeta
-) {
-    float t[2 * R + 1];
-#pragma unroll
-    for (int m = -R; m <= R; ++m) t[m + R] = plus(m) * mu(m) + zeta(m);
-    const float lifted = second<R>(p.second[axis], [&](int m) { return plus(m) * t[m + R]; });
-    const float flow = first<R>(p.first[axis], [&](int m) { return slope(m) * t[m + R] + psi(m); });
-    const float drift = first<R>(p.first[axis], [&](int m) { return t[m + R]; });
-    return Term{lifted - flow, decay * (psi(0) - gain * drift), decay * (gain * mu(0) + zeta(0))};
-}
-
 // Which layer acts at i along an axis: 0 or 1, or -1 for none.
 __device__ inline int side_of(const Params& p, int axis, int i) {
     return i < p.low[axis] ? 0 : i >= p.high[axis] ? 1 : -1;
@@ -308,10 +253,12 @@ __device__ inline long long ring_at(const Params& p, long long n) {
 #pragma unroll
             for (int k = 0; k < 3; ++k)
                 cell[k] += k != axis ? p.core_low[k] : side == 0 ? p.core_low[k] - R : p.core_high[k];
+            // Rows have no guards along y: what lies there is zero, and left out.
+            if (cell[1] < 0 || cell[1] >= p.n[1]) return NOWHERE;
             return cell[0] * p.plane + (long long)cell[1] * p.pitch + cell[2];
         }
     }
-    return 0;
+    return NOWHERE;
 }
 
 // The blocks before the tiles: points that read the field as it is before the step, and the ring around the core.
@@ -333,7 +280,10 @@ __device__ inline void sample_points(const Params& p, int shot, int step, const 
     }
     if (p.saves_ring) {
         float* ring = p.ring + ((long long)shot * p.steps + step) * p.ring_cells;
-        for (long long n = worker; n < p.ring_cells; n += workers) ring[n] = field[ring_at<R>(p, n)];
+        for (long long n = worker; n < p.ring_cells; n += workers) {
+            const long long at = ring_at<R>(p, n);
+            if (at != NOWHERE) ring[n] = field[at];
+        }
     }
 }
 
@@ -341,6 +291,17 @@ __device__ inline void sample_points(const Params& p, int shot, int step, const 
 template <int R>
 __device__ inline void bring_ring(const Params& p, int shot, int step, float* field) {
     const float* ring = p.ring + ((long long)shot * p.steps + step) * p.ring_cells;
-    for (long long n = (long long)blockIdx.x * THREADS + threadIdx.x; n < p.ring_cells; n += (long long)p.extra * THREADS)
-        field[ring_at<R>(p, n)] = ring[n];
+    for (long long n = (long long)blockIdx.x * THREADS + threadIdx.x; n < p.ring_cells; n += (long long)p.extra * THREADS) {
+        const long long at = ring_at<R>(p, n);
+        if (at != NOWHERE) field[at] = ring[n];
+    }
+}
+
+// Passes the step on, and gathers in the blocks before the tiles. Returns the tile of a block, -1 for those.
+template <int R, bool BACK>
+__device__ inline int tile_of_block(const Params& p, int parity, int step) {
+    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) p.clock[1 - parity] = step + (BACK ? -1 : 1);
+    const int tile = (int)blockIdx.x - p.extra;
+    if (tile < 0) sample_points<R>(p, blockIdx.y, step, p.field[parity] + blockIdx.y * p.field_stride);
+    return tile;
 }

@@ -27,10 +27,7 @@ from hpfwi_kernels.acoustic.cuda_streaming_layout import (
 from hpfwi_kernels.errors import ModelError
 
 HERE = Path(__file__).parent
-SOURCES = {
-    2: ("cuda_streaming_2d.cu", "cuda_streaming_moves.cu"),
-    3: ("cuda_streaming_3d.cu", "cuda_streaming_moves.cu"),
-}
+PARTS = ("cuda_streaming.cuh", "cuda_streaming_layers.cuh", "cuda_streaming_moves.cu")
 STEPS_IN_GRAPH = 16
 """At least; a period holds a whole number of store_every, and an even number of steps."""
 
@@ -167,8 +164,8 @@ def _require_workspace(address: int, count: int) -> None:
 
 def source(dimensions: int) -> str:
     """The CUDA C++ of a number of dimensions in one text, for a compiler that is given no files."""
-    texts = [(HERE / name).read_text("utf-8") for name in ("cuda_streaming.cuh", *SOURCES[dimensions])]
-    return "\n".join(re.sub(r'#include "cuda_streaming\.cuh"|#pragma once', "", text) for text in texts)
+    texts = [(HERE / name).read_text("utf-8") for name in (*PARTS, f"cuda_streaming_{dimensions}d.cu")]
+    return "\n".join(re.sub(r'#include "cuda_streaming.*"|#pragma once', "", text) for text in texts)
 
 
 def _run(program: list[Operation], device: int, stream: int) -> None:

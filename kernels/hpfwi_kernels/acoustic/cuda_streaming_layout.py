@@ -255,10 +255,13 @@ class Layout:
         params["tile_starts"] = workspace + self.places["starts1"]
         params["tile_groups"] = workspace + self.places["groups1"]
 
-    def launch(self, kernel: str, params: NDArray, arguments: tuple[int, ...], shared_bytes: int = 0) -> Launch:
-        """One step of every shot."""
+    def launch(self, kernel: str, params: NDArray, arguments: tuple[int, ...]) -> Launch:
+        """One step of every shot. In 3-D a block holds two planes of its tile with their halo in shared memory."""
         blocks = int(params["extra"][0]) + math.prod(self.tiles)
-        return Launch(kernel, (blocks, self.problem.shots), params, arguments, shared_bytes)
+        rows, columns = TILE_3D
+        plane = (rows + 2 * self.problem.radius) * (columns + 2 * LANES)
+        shared = 8 * plane if self.problem.dimensions == 3 else 0
+        return Launch(kernel, (blocks, self.problem.shots), params, arguments, shared)
 
     def begin(self, params: NDArray, workspace: int, step: int, state: int, added: TapArrays) -> list[Operation]:
         """Clear the work space, bring constants and state into it, and sort what is added by tiles."""
