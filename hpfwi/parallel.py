@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpfwi_cluster import ClusterSettings, Group, ItemResult, IterationResult, State, Task, make_group
-from hpfwi_cluster.errors import ClusterError, GroupLost
+from hpfwi_cluster.errors import Abandoned, ClusterError, GroupLost, ItemFailed
 from hpfwi_cluster.replica import one_torch_thread
 from hpfwi_cluster.simulate import Forecast, forecast
 from hpfwi_cluster.slurm import SlurmJob
@@ -38,11 +38,13 @@ if TYPE_CHECKING:
     from hpfwi.training.task import TrainingTask
 
 __all__ = [
+    "Abandoned",
     "ClusterError",
     "ClusterSettings",
     "Forecast",
     "Group",
     "GroupLost",
+    "ItemFailed",
     "ItemResult",
     "IterationResult",
     "Machine",

@@ -1,4 +1,4 @@
-"""Stopping a run between two iterations when somebody asks for it."""
+"""Stopping a run soon when somebody asks for it, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class Stop:
-    """A flag that a run polls after every iteration; whoever wants the run to end raises it.
+    """A flag that a run polls several times a second; whoever wants the run to end raises it.
 
     >>> stop = Stop()
     >>> stop.requested
@@ -55,7 +55,7 @@ def on_signals(stop: Stop, say: Callable[[str], None]) -> Iterator[None]:
             raise KeyboardInterrupt(name)
         stop.request(name)
         again = "SIGTERM" if number == signal.SIGUSR1 else "once more"
-        say(f"{name}: stopping after this iteration, with a checkpoint; {again} stops at once.")
+        say(f"{name}: stopping soon, with a checkpoint; {again} stops at once.")
 
     before = {number: signal.signal(number, asked) for number in names}
     try:

@@ -14,14 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpfwi import checkpoints
-from hpfwi.errors import DataError, NumericsError, Stopped
+from hpfwi.errors import DataError, NumericsError, RunClusterError, Stopped
 from hpfwi.inversion import signatures
 from hpfwi.inversion.diagnostics import diagnose, reference_state
 from hpfwi.inversion.metrics import model_metrics
 from hpfwi.inversion.optimise import batch_of_items, iterations_per_pass
 from hpfwi.inversion.prepare import predicted, prepare, shown_shots
 from hpfwi.inversion.task import InversionTask, open_task
-from hpfwi.parallel import Group, GroupLost, IterationResult, State, local_threads, one_torch_thread, start_group
+from hpfwi.parallel import (
+    Abandoned,
+    ClusterError,
+    Group,
+    GroupLost,
+    ItemFailed,
+    IterationResult,
+    State,
+    local_threads,
+    one_torch_thread,
+    start_group,
+)
 from hpfwi.physics.model import EarthModel
 from hpfwi.progress import Progress
 from hpfwi.tensorboard_view import TensorBoardView, colour_limits_mps
@@ -57,10 +68,11 @@ class Outcome:
 def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) -> Outcome:
     """Run an inversion in its folder, from the start or from the last checkpoint.
 
-    stop    polled between iterations; once raised, the run leaves a checkpoint and ends
+    stop    polled several times a second; once raised, the run gives the iteration up, leaves a checkpoint and ends
 
     raises  Stopped: asked to; the folder can be resumed, to the same bits, on any number of workers
             NumericsError: a misfit or gradient that is not finite; nothing was applied
+            RunClusterError: a group of shots that no worker can compute, named, after a checkpoint
             DataError, ConfigError, hpfwi_kernels.errors.KernelError, hpfwi_cluster.errors.ClusterError
     """
     iterations = config.inversion.iterations
@@ -74,10 +86,11 @@ def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) ->
         else:
             run.start()
         with start_group(folder.path, config.cluster) as group:
+            group.tell, group.stop = run.told, stop
             run.give_state(group)
             while run.done < iterations or not run.keep(group):
                 if stop.requested:
-                    run.keep(group)
+                    run.leave(group)
                     folder.event("stop", iteration=run.done, reason=stop.reason)
                     raise Stopped(
                         f"Stopped after iteration {run.done} of {iterations} ({stop.reason}); go on with "
@@ -207,11 +220,13 @@ class _Run:
         except GroupLost as error:
             self._go_back(group, str(error))
             return None
+        except Abandoned:
+            return None
+        except ClusterError as error:
+            self.leave(group)  # the state is the one before this iteration
+            raise self._about_shots(error) from error
         self.exponent = group.exponent
         self.misfits.append(self._misfit(result))
-        for sentence in result.lost:
-            self.folder.event("worker_lost", iteration=iteration, sentence=sentence)
-            self.say(sentence)
         if keeps:
             self._snapshot(iteration)
         if diagnoses:
@@ -236,6 +251,18 @@ class _Run:
             self._go_back(group, str(error))
             return False
         return True
+
+    def leave(self, group: Group) -> None:
+        """Leave a checkpoint of this moment where the group still has it; else go back to the last one."""
+        try:
+            self._checkpoint(group)
+        except ClusterError:
+            self._back_to_saved()
+
+    def told(self, sentence: str) -> None:
+        """The group lost a worker, or waits for one."""
+        self.folder.event("worker_lost", iteration=self.done, sentence=sentence)
+        self.say(sentence)
 
     def finish(self) -> Outcome:
         """Judge the run, write its results and mark it done."""
@@ -312,6 +339,18 @@ class _Run:
         self.say(f"{why} Going on after iteration {self.saved.done}.")
         self._back_to_saved()
         self.give_state(group)
+
+    def _about_shots(self, error: ClusterError) -> Exception:
+        """The error of a group of workers in terms of shots."""
+        if not isinstance(error, ItemFailed) or error.item is None:
+            return error
+        shots = self.task.groups[error.item]
+        named = f"Shot {shots[0]}" if len(shots) == 1 else f"Shots {shots[0]} to {shots[-1]}"
+        sentence = (
+            f"{named} cannot be computed: {str(error).rstrip('.')}. The state before is kept; `hpfwi resume "
+            f"{self.folder.path}` goes on from there once the cause is gone."
+        )
+        return NumericsError(sentence) if "non-finite" in str(error) else RunClusterError(sentence)
 
     def _misfit(self, result: IterationResult) -> float:
         residual = math.fsum(scalars["residual_energy"] for scalars in result.scalars.values())

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hpfwi import checkpoints
-from hpfwi.errors import NumericsError, Stopped
+from hpfwi.errors import NumericsError, RunClusterError, Stopped
 from hpfwi.parallel import (
+    Abandoned,
     ClusterError,
     Group,
     GroupLost,
+    ItemFailed,
     IterationResult,
     State,
     one_torch_thread,
@@ -63,7 +65,7 @@ def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -
     """Train a network in a run folder, from the start or from the last checkpoint.
 
     config  `resolved`, and stored in the folder
-    stop    polled between steps; once raised, the run leaves a checkpoint and ends
+    stop    polled several times a second; once raised, the run gives the step up, leaves a checkpoint and ends
 
     raises  Stopped: asked to; the folder can be resumed, to the same bits, on any number of workers
             NumericsError: a loss or gradient that is not finite; nothing was applied
@@ -81,11 +83,11 @@ def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -
             else:
                 run.start()
             with start_training(folder.path, config.cluster) as group:
+                group.tell, group.stop = run.told, stop
                 run.give_state(group)
-                while run.done < run.steps:
+                while run.done < run.steps or run.owes_an_epoch:
                     if stop.requested:
-                        if not run.keep(group):
-                            continue
+                        run.leave(group)
                         folder.event("stop", iteration=run.done, reason=stop.reason)
                         raise Stopped(
                             f"Stopped after step {run.done} of {run.steps} ({stop.reason}); go on with "
@@ -167,10 +169,13 @@ class _Run:
             return
 
     def iterate(self, group: Group) -> Callable[[float | None], str] | None:
-        """Take one step, with what ends an epoch after its last; the words for it, None where the run went back."""
+        """Take one step, with what ends an epoch after its last; the words for it, None where nothing new was done."""
         started = time.perf_counter()
         step = self.done
         try:
+            if self.owes_an_epoch:
+                self._end_epoch(group)
+                return None
             result = self._run(group, step, self.sizes)
             self.exponent = group.exponent
             facts = self._count(step, result)
@@ -181,19 +186,32 @@ class _Run:
         except GroupLost as error:
             self._go_back(group, str(error))
             return None
+        except Abandoned:
+            return None
+        except (ClusterError, RunClusterError, NumericsError):
+            self.leave(group)  # the state is the one before this step
+            raise
         finally:
             self.seconds += time.perf_counter() - started
         return lambda left_s: self._sentence(step, facts, left_s)
 
-    def keep(self, group: Group) -> bool:
-        """Leave a checkpoint of this moment; False when the group was lost with it and the run went back."""
+    @property
+    def owes_an_epoch(self) -> bool:
+        """Whether an epoch's steps are done and what ends it is not: the run was stopped in between."""
+        return bool(self.epoch_sums) and self.done % self.per_epoch == 0
+
+    def leave(self, group: Group) -> None:
+        """Leave a checkpoint of this moment where the group still has it; else go back to the last one."""
         try:
             if self.saved.done != self.done:
                 self._save(group.state())
-        except GroupLost as error:
-            self._go_back(group, str(error))
-            return False
-        return True
+        except ClusterError:
+            self._back_to_saved()
+
+    def told(self, sentence: str) -> None:
+        """The group lost a worker, or waits for one."""
+        self.folder.event("worker_lost", iteration=self.done, sentence=sentence)
+        self.say(sentence)
 
     def finish(self) -> Outcome:
         """Mark the run done."""
@@ -214,22 +232,34 @@ class _Run:
         return outcome
 
     def _run(self, group: Group, iteration: int, sizes: list[int]) -> IterationResult:
-        """Items 0 … of a step or a validation; raises NumericsError where one of them left the range of numbers."""
+        """Items 0 … of a step or a validation.
+
+        raises  NumericsError: one of them left the range of numbers; RunClusterError: one that no worker can compute
+        """
         try:
             result = group.run(iteration, range(len(sizes)), [float(size) for size in sizes])
-        except GroupLost:
+        except (GroupLost, Abandoned):
             raise
         except ClusterError as error:
             if NumericsError.__name__ not in str(error):
-                raise
+                raise self._about_samples(error, iteration) from error
             raise NumericsError(
                 f"Training cannot go on: {str(error).rstrip('.')}; nothing was applied: lower training.schedule.peak "
                 f"in a new run, or look at the samples."
             ) from error
-        for sentence in result.lost:
-            self.folder.event("worker_lost", iteration=iteration, sentence=sentence)
-            self.say(sentence)
         return result
+
+    def _about_samples(self, error: ClusterError, iteration: int) -> Exception:
+        """The error of a group of workers in terms of samples."""
+        if not isinstance(error, ItemFailed) or error.item is None or iteration < 0:
+            return error
+        epoch, step = divmod(iteration, self.per_epoch)
+        samples = self.task.batches.indices(epoch, step, error.item).tolist()
+        named = ", ".join(str(sample) for sample in samples[:8]) + (", …" if len(samples) > 8 else "")
+        return RunClusterError(
+            f"Samples {named} of step {iteration + 1} cannot be computed: {str(error).rstrip('.')}. The state before "
+            f"is kept; `hpfwi resume {self.folder.path}` goes on from there once the cause is gone."
+        )
 
     def _count(self, step: int, result: IterationResult) -> dict[str, float]:
         """Add a step to the epoch's means and, now and then, to the log; returns its numbers."""
@@ -296,7 +326,8 @@ class _Run:
 
     def _validate(self, group: Group, epoch: int) -> dict[str, float]:
         """Means over the validation samples."""
-        result = self._run(group, validation_iteration(epoch), [1] * self.task.validation_parts())
+        share = self.settings.batch // self.settings.slices  # a slice of the validation costs about one of a step
+        result = self._run(group, validation_iteration(epoch), [share] * self.task.validation_parts())
         parts = [result.scalars[item] for item in sorted(result.scalars)]
         samples = math.fsum(part["samples"] for part in parts)
         names = [name for name in parts[0] if name != "samples" and all(name in part for part in parts)]

@@ -248,7 +248,7 @@ def test_a_signal_asks_and_a_second_one_insists(number: int, name: str, loop: st
     with process:
         assert process.stdout.readline() == "ready\n"
         os.kill(process.pid, number)
-        assert process.stdout.readline().startswith(f"{name}: stopping after this iteration")
+        assert process.stdout.readline().startswith(f"{name}: stopping soon")
         if loop == "deaf":
             os.kill(process.pid, number)
             assert process.stdout.readline() == "at once\n"

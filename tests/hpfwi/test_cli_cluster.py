@@ -157,7 +157,7 @@ with on_signals(stop, print):
 print(signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    said = "SIGUSR1: stopping after this iteration, with a checkpoint; SIGTERM stops at once."
+    said = "SIGUSR1: stopping soon, with a checkpoint; SIGTERM stops at once."
     assert done.stdout.splitlines() == [said, "SIGUSR1", "at once", "True"], done.stderr
 
 

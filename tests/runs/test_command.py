@@ -87,7 +87,7 @@ def test_sigterm_stops_a_run_that_can_be_resumed_to_the_same_bits(start: Any, st
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 75, errors
-    assert "SIGTERM: stopping after this iteration" in output
+    assert "SIGTERM: stopping soon" in output
     assert len(errors.splitlines()) == 1
     assert f"hpfwi resume {path.relative_to(path.parents[1])}" in errors
     stopped = ended_in(path, straight)
