@@ -13,8 +13,9 @@ other lies in FOLDER, which all of them see:
 J is the number that SLURM gave the job, N counts its earlier attempts. Without SLURM both are 0 unless --number says
 otherwise, and every launch needs a FOLDER of its own.
 
-SIGUSR1, SIGTERM and SIGINT are handed on to the program; its exit code is the exit code of node 0. The other nodes end
-with 0 whatever happens to them: the program decides whether a lost node matters.
+SIGUSR1, SIGTERM and SIGINT are handed on to the program; its exit code is the exit code of node 0, and 75 if it dies of
+one of these, as it does before it has learnt to heed them. The other nodes end with 0 whatever happens to them: the
+program decides whether a lost node matters.
 """
 
 from __future__ import annotations
@@ -150,11 +151,13 @@ def _run(job: Job, program: Sequence[str], environment: Mapping[str, str], node:
             f"{program[0]} cannot be run ({error.strerror}): name a program that is on node 0."
         ) from error
     headless_since_s: float | None = None
+    handed: set[int] = set()
     while running.poll() is None:
         while asked:
             number = asked.pop(0)
             job.say(f"{signal.Signals(number).name} handed on to the program.")
             running.send_signal(number)
+            handed.add(number)
         if headless_since_s is None and not node.alive:
             headless_since_s = time.monotonic()
             job.say(
@@ -166,6 +169,9 @@ def _run(job: Job, program: Sequence[str], environment: Mapping[str, str], node:
             return EXIT_STOPPED
         _wait(running, _POLL_S)
     code = running.returncode
+    if -code in handed:
+        job.say(f"The program died of {signal.Signals(-code).name}, before it could heed it.")
+        return EXIT_STOPPED
     job.say(f"The program ended with {code}.")
     return code if code >= 0 else 128 - code
 

@@ -164,8 +164,12 @@ def test_a_node_joins_again_and_gives_up(start: Start) -> None:
     said = output(start(1, RAY_LIVES_S="0.1"), 0)
     assert said.count("joining again") == 3
     assert "died 4 times, the last time with: words of the stand-in" in said
-    head.send_signal(signal.SIGTERM)
-    output(head, 128 + signal.SIGTERM)
+    head.send_signal(signal.SIGUSR1)
+    assert "died of SIGUSR1, before it could heed it" in output(head, 75)
+
+
+def test_a_program_that_kills_itself(start: Start) -> None:
+    output(start(0, "import os; os.kill(os.getpid(), 15)", nodes=1), 128 + signal.SIGTERM)
 
 
 def test_a_dead_head_ends_the_program(start: Start) -> None:
