@@ -61,15 +61,15 @@ def case(boundary: str = "cpml", order: int = 4, **changes: Any) -> Scheme:
 # Every order, team, boundary and size of tile at least once; each instance takes a second to compile.
 CASES: dict[str, tuple[Scheme, str, int, int]] = {  # scheme, team, blocks, rows of a tile
     "cpml": (case(), "block", 1, 2),
-    "free surface, two thirds unsaved": (
+    "free surface, every third kept": (
         case(free_surface=True, absorbing=(0, 6, 7, 4), store_every=3), "block", 1, 2,
     ),
-    "order 8, cluster": (case(order=8), "cluster", 2, 4),
-    "order 8, cluster, free surface": (case(order=8, free_surface=True, absorbing=(0, 6, 7, 4)), "cluster", 2, 4),
+    "order 8, cluster": (case(order=8), "cluster", 2, 2),
+    "order 8, cluster, free surface": (case(order=8, free_surface=True, absorbing=(0, 6, 7, 4)), "cluster", 3, 2),
     "order 6, grid": (case(order=6), "grid", 3, 4),
     "order 2, no layer on two sides": (case(order=2, absorbing=(0, 3, 0, 9)), "block", 1, 8),
     "periodic sponge": (case("sponge", order=8), "cluster", 3, 4),
-    "periodic sponge, one block": (case("sponge", order=2, store_every=2), "block", 1, 8),
+    "periodic sponge, one block": (case("sponge", store_every=2), "block", 1, 2),
     "sponge under a free surface": (case("sponge", free_surface=True, absorbing=(0, 6, 7, 4)), "grid", 2, 2),
 }  # fmt: skip
 
@@ -80,22 +80,26 @@ class Machine:
 
     folder: Path
     edit: Callable[[str], str] = str
+    adjoint: bool = True
     libraries: dict[str, ctypes.CDLL] = field(default_factory=dict)
 
     def library(self, kernel: str) -> ctypes.CDLL:
-        if kernel not in self.libraries:
+        """What holds the instance; forward and adjoint of one kind are compiled together."""
+        kind = kernel.replace("ADJOINT", "FORWARD")
+        if kind not in self.libraries:
             compiler = shutil.which("g++")
             if compiler is None:
                 pytest.skip("needs g++")
             place = self.folder / str(len(self.libraries))
             place.mkdir()
             (place / "source.cu").write_text(self.edit(cuda_on_chip.source()))
-            (place / "harness.cpp").write_text(HARNESS % f'{{"{kernel}", {kernel}}},')
+            both = dict.fromkeys((kind, kind.replace("FORWARD", "ADJOINT") if self.adjoint else kind))
+            (place / "harness.cpp").write_text(HARNESS % "\n".join(f'{{"{name}", {name}}},' for name in both))
             command = [compiler, "-std=c++17", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", f"-I{HERE}"]
             subprocess.run([*command, "harness.cpp", "-o", "harness.so"], cwd=place, check=True)
-            self.libraries[kernel] = ctypes.CDLL(str(place / "harness.so"))
-            assert self.libraries[kernel].size_of_call() == CALL.itemsize
-        return self.libraries[kernel]
+            self.libraries[kind] = ctypes.CDLL(str(place / "harness.so"))
+            assert self.libraries[kind].size_of_call() == CALL.itemsize
+        return self.libraries[kind]
 
     def run(self, launch: Launch, blocks: int, order: int = 0) -> bool:
         """Whether all threads came to the same barriers."""
@@ -287,9 +291,8 @@ def test_adjoint_on_the_processor(machine: Machine, name: str) -> None:
     gradient = velocity_gradient(work, problem, total, product)
     assert np.linalg.norm(drive - wavelet) < 3e-6 * np.linalg.norm(wavelet)
     assert np.linalg.norm(gradient - velocity) < 5e-6 * np.linalg.norm(velocity)
-    for order in (1, 7):
-        again = run_adjoint(machine, work, problem, plan, brackets, residual, order=order)
-        assert all(np.array_equal(one, other) for one, other in zip(again, found, strict=True))
+    again = run_adjoint(machine, work, problem, plan, brackets, residual, order=7)
+    assert all(np.array_equal(one, other) for one, other in zip(again, found, strict=True))
 
 
 def test_every_barrier_is_needed(tmp_path: Path) -> None:
@@ -308,7 +311,7 @@ def test_every_barrier_is_needed(tmp_path: Path) -> None:
         folder = tmp_path / str(at)
         folder.mkdir()
         without = text[:at] + text[at + len(name) :]
-        broken = Machine(folder, edit={text: without}.__getitem__)
+        broken = Machine(folder, edit={text: without}.__getitem__, adjoint=False)
         caught = False
         for order in (0, 1, 5):
             try:
@@ -334,7 +337,7 @@ def test_threads_that_miss_a_barrier_are_seen(tmp_path: Path) -> None:
         assert step in text
         return text.replace(step, "            if (thread != 3) " + step.lstrip())
 
-    assert not Machine(tmp_path, edit=some_leave).run(launch, 1)
+    assert not Machine(tmp_path, edit=some_leave, adjoint=False).run(launch, 1)
 
 
 @pytest.fixture
@@ -360,9 +363,10 @@ def device(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
     monkeypatch.setattr(cuda, "REWOUND_STEPS", 16)
 
     def gradients(work: Survey, memory: Memory, blocks: int = 1) -> tuple[Tensor, ...]:
-        # The least GPU that needs so many blocks for a shot.
-        least = cuda.Limits("a test", 2, {1: 64, 2: 13}[blocks] * 1024, clusters=True)
-        monkeypatch.setattr(cuda, "limits_of", lambda _: least)
+        problem = work.problem()
+        enough = cuda_on_chip.shared_bytes(problem, planned(problem, "block", 1, 2), "adjoint")
+        limits = cuda.Limits("a test", 2, enough if blocks == 1 else enough - 1, clusters=True)
+        monkeypatch.setattr(cuda, "limits_of", lambda _: limits)
         velocity, wavelet = (torch.tensor(one, dtype=torch.float32) for one in (work.velocity, work.wavelet))
         whole = Work(work.scheme, memory, work.sources, work.receivers)
         records, kept = forward_on_device(velocity, wavelet, whole, store=True)
@@ -378,7 +382,7 @@ def distance(found: Tensor, right: Tensor | NDArray) -> float:
 
 @pytest.mark.parametrize(
     ("scheme", "blocks"),
-    [(case(), 1), (case(free_surface=True, absorbing=(0, 6, 7, 4), store_every=3, substeps=2, dt_s=2e-3), 2)],
+    [(case(), 1), (case(order=8, free_surface=True, absorbing=(0, 6, 7, 4), store_every=3, substeps=2, dt_s=2e-3), 2)],
     ids=["block", "cluster, substeps"],
 )
 def test_the_operation_on_a_device(device: Any, scheme: Scheme, blocks: int) -> None:
@@ -401,7 +405,7 @@ def test_the_operation_on_a_device(device: Any, scheme: Scheme, blocks: int) -> 
 @pytest.mark.parametrize(
     ("scheme", "blocks"),
     [
-        (case(), 2),
+        (case(order=8), 2),
         (case(free_surface=True, absorbing=(0, 6, 7, 4), store_every=3), 1),
         (case("sponge"), 1),
     ],
