@@ -51,6 +51,8 @@ _HEAD_TIMEOUT_S = 120.0
 _HEAD_CHECK_S = 2.0
 _HEAD_MISSES = 15
 """After so many failed checks in a row, 30 s, a node takes the job for ended: its head does not answer."""
+_HEAD_TRIES = 3
+"""How often the head is started before the job is given up."""
 _REJOINS = 3
 """How often a node whose Ray processes die joins again."""
 _LAST_WORD_S = 25.0
@@ -127,17 +129,16 @@ def lead(job: Job, program: Sequence[str], environment: Mapping[str, str]) -> in
             left.unlink(missing_ok=True)
         security.write_token(job.token)
         security.require_private(job.token)
-        head = f"{host}:{free_port(host, job.number)}"
-        node = RayNode(job.plan(head, host), environment)
-        code = EXIT_START_FAILED
+        code, node = EXIT_START_FAILED, None
         try:
-            _await_head(head, node)
+            head, node = _head(job, host, environment, asked)
             _publish(job.head, json.dumps({"address": head, "host": socket.gethostname()}))
             job.say(f"Ray cluster at {head}, {job.cpus} CPUs here.")
             code = EXIT_STOPPED if asked else _run(job, program, {**environment, "RAY_ADDRESS": head}, node, asked)
         finally:
             _publish(job.exit, f"{code}\n")
-            node.end()
+            if node is not None:
+                node.end()
             job.token.unlink(missing_ok=True)
         return code
 
@@ -239,15 +240,26 @@ def _head_of(job: Job, asked: list[int]) -> str | None:
     )
 
 
-def _await_head(head: str, node: RayNode) -> None:
-    host, _, port = head.rpartition(":")
-    deadline_s = time.monotonic() + _HEAD_TIMEOUT_S
-    while not answers(host, int(port), 1.0):
-        if not node.alive:
-            raise StartFailed(f"The head of the Ray cluster did not start at {head}: {node.last_words()}.")
-        if time.monotonic() > deadline_s:
-            raise StartFailed(f"The head of the Ray cluster did not answer at {head} within {_HEAD_TIMEOUT_S:g} s.")
-        time.sleep(_POLL_S)
+def _head(job: Job, host: str, environment: Mapping[str, str], asked: list[int]) -> tuple[str, RayNode]:
+    """Start the head of the cluster, again where it gives up, as it does on a machine that is very busy."""
+    for attempt in range(1, _HEAD_TRIES + 1):
+        port = free_port(host, job.number)
+        head = f"{host}:{port}"
+        node = RayNode(job.plan(head, host), environment)
+        try:
+            while node.alive and not asked:
+                if node.started and answers(host, port, 1.0):
+                    return head, node
+                time.sleep(_POLL_S)
+            if asked:
+                return head, node
+            why = node.last_words()
+            job.say(f"The head of the Ray cluster did not start at {head} (attempt {attempt} of {_HEAD_TRIES}): {why}")
+        except BaseException:
+            node.end()
+            raise
+        node.end()
+    raise StartFailed(f"The head of the Ray cluster did not start in {_HEAD_TRIES} attempts; the last one said: {why}.")
 
 
 @contextlib.contextmanager

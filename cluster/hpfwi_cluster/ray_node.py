@@ -38,6 +38,12 @@ _QUICK = {
 """How soon a node that falls silent counts as lost: in 10 s instead of 15 to 30, measured with a cut link."""
 
 
+_STARTED = "Ray runtime started"
+"""What `ray start` prints when its processes run and know each other."""
+_SURELY_S = 45.0
+"""`ray start` gives up on its processes after 30 s, a limit that cannot be set; a node older than this has started."""
+
+
 @dataclass(frozen=True)
 class NodePlan:
     """What a node offers and where it is.
@@ -95,6 +101,7 @@ class RayNode:
         check_temporary(plan.temporary)
         adopt_orphans()
         self.plan = plan
+        self._begun_s = time.monotonic()
         plan.temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = os.open(plan.temporary / "ray_start.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
@@ -112,13 +119,21 @@ class RayNode:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def started(self) -> bool:
+        """Whether everything that makes up the node runs; until then it may still give up."""
+        return self.alive and (_STARTED in self._log() or time.monotonic() - self._begun_s > _SURELY_S)
+
     def last_words(self) -> str:
         """The last line that `ray start` printed, for a message about its end."""
-        try:
-            lines = (self.plan.temporary / "ray_start.log").read_text(errors="replace").split("\n")
-        except OSError:
-            lines = []
+        lines = self._log().split("\n")
         return next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "it said nothing")[:300]
+
+    def _log(self) -> str:
+        try:
+            return (self.plan.temporary / "ray_start.log").read_text(errors="replace")
+        except OSError:
+            return ""
 
     def end(self, grace_s: float = 10.0) -> None:
         """End the node, then whatever it left; by force after the grace. Deletes its temporary folder.

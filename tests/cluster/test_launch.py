@@ -34,13 +34,15 @@ LAUNCHER = """
 """
 
 STAND_IN = """
-    import socket, subprocess, sys, time
+    import os, socket, subprocess, sys, time
     head, lives_s = sys.argv[1:]
     if head:
         host, port = head.split(":")
         server = socket.create_server((host, int(port)))
     # Part of Ray outlives its parent when that is killed.
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    if os.environ.get("RAY_STARTS", "yes") == "yes":
+        print("Ray runtime started.", flush=True)
     print("words of the stand-in", flush=True)
     time.sleep(float(lives_s))
 """
@@ -176,6 +178,17 @@ def test_a_dead_head_ends_the_program(start: Start) -> None:
     head = start(0, "import time; time.sleep(30)", nodes=1, RAY_LIVES_S="0.5")
     said = output(head, 75)
     assert "Ray on the head node has died (words of the stand-in)" in said
+
+
+def test_a_head_that_does_not_start(start: Start, tmp_path: Path) -> None:
+    """Ray gives up on a busy machine: it is started again, and the program not before it runs."""
+    said = output(start(0, "print('ran')", nodes=1, RAY_LIVES_S="0.3", RAY_STARTS="no"), 5)
+    assert said.count("did not start at 127.0.0.1:") == 3
+    assert "did not start in 3 attempts; the last one said: words of the stand-in." in said
+    assert "ran" not in said
+    assert not temporary(0).exists()
+    assert (tmp_path / "job" / "exit-7-0").read_text() == "5\n"
+    assert not (tmp_path / "job" / "token-7-0").exists()
 
 
 def test_a_launcher_that_is_killed_takes_along_what_it_started(start: Start, tmp_path: Path) -> None:
