@@ -50,15 +50,16 @@ def test_any_order_that_is_allowed_is_right(planes: int, thickness: int, levels:
         assert (state.times.max(axis=0) == steps).all()
 
 
+@pytest.mark.parametrize("tiles_at_a_time", [1, 2, 4])
 @pytest.mark.parametrize("threads", [1, 2, 3, 9])
-def test_threads_keep_to_what_is_allowed(threads: int) -> None:
+def test_threads_keep_to_what_is_allowed(threads: int, tiles_at_a_time: int) -> None:
     plan, state = blocks.plan(60, 2, thickness=4, levels=3), Planes(60, 2)
 
     def block(first_tile: int, last_tile: int, first: int, levels: int) -> None:
         for tile in range(first_tile, last_tile):
             advance(state, plan, tile, first, levels)
 
-    blocks.run(block, plan, 50, threads)
+    blocks.run(block, plan, 50, threads, tiles_at_a_time=tiles_at_a_time)
     assert (state.times.max(axis=0) == 50).all()
 
 

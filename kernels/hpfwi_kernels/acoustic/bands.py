@@ -23,7 +23,8 @@ CACHED_BYTES = 2**22
 """Fields of this size stay in a core's share of the caches from one time step to the next; larger ones go in blocks."""
 
 BLOCK_LEVELS = 12
-"""Time steps that a block of rows is taken through while it is in the cache."""
+"""Time steps that a block of rows is taken through while it is in the cache; an even number, after which fields that
+change places at every step are where they were."""
 
 BLOCK_BYTES = 2**19
 """What the rows of a block may fill of a core's own cache: half of it where it has 1 MiB."""
@@ -82,22 +83,22 @@ def split_rows(
     return bands
 
 
-def row_blocks(layout: Layout, strips_z: NDArray[np.uint64], itemsize: int, *, together: bool) -> NDArray[np.uint64]:
-    """[tile, level, 2]: first and last+1 row of the blocks in which one thread takes a shot through a few time steps.
+def row_blocks(layout: Layout, strips_z: NDArray[np.uint64], itemsize: int, *, together: bool) -> blocks.Plan | None:
+    """The blocks of rows in which a shot is taken through a few time steps at a time.
 
     strips_z   rows that layers touch, which no block cuts     together   every step needs all rows of the one before
 
-    One tile and one level where that is so, and where the fields stay in the cache by themselves.
+    None where that is so, and where the fields stay in the cache by themselves.
     """
     first_row, last_row = int(layout.box[0]), int(layout.box[1])
     row_bytes = FIELDS * itemsize * layout.stride
     if together or layout.rows * row_bytes <= CACHED_BYTES:
-        return np.array([[[first_row, last_row]]], np.uint64)
+        return None
     thickness = max(LEAST_ROWS // 2, BLOCK_BYTES // row_bytes - BLOCK_LEVELS * layout.radius)
     inside = between(strips_z, first_row, last_row)
     # The guard above a free surface repeats the R rows below it, which must all be new by then.
     uncut = max(inside[0] - first_row, layout.radius + 1), inside[1] - first_row
-    return blocks.plan(layout.rows, layout.radius, levels=BLOCK_LEVELS, thickness=thickness, uncut=uncut).spans
+    return blocks.plan(layout.rows, layout.radius, levels=BLOCK_LEVELS, thickness=thickness, uncut=uncut)
 
 
 def joined(bands: list[Band]) -> Band:

@@ -82,8 +82,11 @@ def plan(
     return Plan((spans + radius).astype(np.uint64), needs)
 
 
-def run(block: Block, plan: Plan, steps: int, threads: int) -> None:
-    """Call block(first tile, last+1 tile, first step, number of steps) for everything, on up to `threads` threads."""
+def run(block: Block, plan: Plan, steps: int, threads: int, *, tiles_at_a_time: int = 1) -> None:
+    """Call block(first tile, last+1 tile, first step, number of steps) for everything, on up to `threads` threads.
+
+    tiles_at_a_time   with several threads: a call should take much longer than it costs to make it
+    """
     chunks = -(-steps // plan.levels)
     workers = max(1, min(threads, chunks, plan.tiles))
 
@@ -102,15 +105,16 @@ def run(block: Block, plan: Plan, steps: int, threads: int) -> None:
     def work(turn: int) -> None:
         try:
             for chunk in range(turn, chunks, workers):
-                for tile in range(plan.tiles):
+                for tile in range(0, plan.tiles, tiles_at_a_time):
+                    after = min(tile + tiles_at_a_time, plan.tiles)
                     with news:
-                        while not may_start(chunk, tile):
+                        while not may_start(chunk, after - 1):
                             news.wait()
                         if failed[0]:
                             return
-                    block(tile, tile + 1, chunk * plan.levels, size(chunk))
+                    block(tile, after, chunk * plan.levels, size(chunk))
                     with news:
-                        done[chunk] = tile + 1
+                        done[chunk] = after
                         news.notify_all()
         except BaseException:
             with news:

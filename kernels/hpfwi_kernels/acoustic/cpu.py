@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hpfwi_kernels import buffers
 from hpfwi_kernels.absorbing import Profiles
-from hpfwi_kernels.acoustic import loops
+from hpfwi_kernels.acoustic import blocks, loops
 from hpfwi_kernels.acoustic.bands import Band, joined, row_blocks, split_rows
 from hpfwi_kernels.acoustic.layout import Layout, aligned
 from hpfwi_kernels.acoustic.memory import STATE_FIELDS, STORE, Memory, core, ring_cells, segments
@@ -52,7 +52,7 @@ def forward(
     records = buffers.empty((shots, steps, receivers.per_shot), dtype)
     kept = plan.take(plan.kept if store else (1, 1, 1), pool)
     split = _bands(constants, scheme, memory, shots, threads, reach=1)
-    blocks = _blocks(constants, scheme, memory, reach=1)
+    row_blocks = _row_blocks(constants, scheme, memory, reach=1)
     keeps = store and memory.mode == "store"
 
     def run(shot: int, workspace: list[NDArray], bands: list[Band], team: ThreadPoolExecutor | None) -> None:
@@ -65,21 +65,20 @@ def forward(
             if store and memory.mode == "checkpoint":
                 for slot, field in enumerate((u, v, psi_x, zeta_x, psi_z, zeta_z)):
                     mine[number, slot] = field
-            barrier = new_barrier()
 
-            def march(band: Band, begin: int = begin, end: int = end, barrier: NDArray = barrier) -> None:
+            def march(part: _Part, begin: int = begin, end: int = end) -> None:
+                band = part.band
                 loops.march(
                     u, v, factor, constants.damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z,
-                    *constants.profiles, band.inside, band.strips_x, band.strips_z,
-                    blocks if len(bands) == 1 else band.spans,
+                    *constants.profiles, band.inside, band.strips_x, band.strips_z, part.spans,
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
-                    *source_taps, drive[shot], *receiver_taps,
-                    records[shot, begin:end], begin, end, mine if keeps else plan.no_brackets, keeps,
+                    *source_taps, drive[shot], *receiver_taps, records[shot, begin:end],
+                    begin, begin + part.first, begin + part.last, mine if keeps else plan.no_brackets, keeps,
                     scheme.store_every, np.uint64(layout.width),
-                    ring, ends is not None, plan.core, band.leads, barrier, len(bands),
+                    ring, ends is not None, plan.core, part.leads, part.barrier, part.team,
                 )  # fmt: skip
 
-            _at_once(march, bands, team)
+            _through_time(march, end - begin, bands, row_blocks, team, threads)
         if ends is not None:
             ends[0], ends[1] = (u, v) if steps % 2 == 0 else (v, u)
 
@@ -126,9 +125,9 @@ def gradient(
     drive_gradient = buffers.empty(drive.shape, dtype)
     per_shot = buffers.empty((shots, *setup.shape), np.float64)
     split = _bands(constants, scheme, memory, shots, threads, reach=2)
-    blocks = _blocks(constants, scheme, memory, reach=2)
+    row_blocks = _row_blocks(constants, scheme, memory, reach=2)
     (whole,) = _bands(constants, scheme, memory, shots, 1, reach=1)
-    whole_blocks = _blocks(constants, scheme, memory, reach=1)
+    again_blocks = _row_blocks(constants, scheme, memory, reach=1)
     again = memory.mode == "checkpoint"
 
     def workspace() -> list[NDArray]:
@@ -154,34 +153,28 @@ def gradient(
                     state[:] = saved
                 loops.march(
                     u, u_next, factor, constants.damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z,
-                    *constants.profiles, whole.inside, whole.strips_x, whole.strips_z, whole_blocks,
+                    *constants.profiles, whole.inside, whole.strips_x, whole.strips_z,
+                    whole.spans if again_blocks is None else again_blocks.spans,
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
                     *source_taps, drive[shot], *receiver_taps, unused_records,
-                    begin, end, brackets, True, scheme.store_every, np.uint64(layout.width),
+                    begin, begin, end, brackets, True, scheme.store_every, np.uint64(layout.width),
                     plan.nothing, False, plan.core, True, new_barrier(), 1,
                 )  # fmt: skip
-            barrier = new_barrier()
 
-            def march_back(
-                band: Band,
-                begin: int = begin,
-                end: int = end,
-                barrier: NDArray = barrier,
-                mu: NDArray = mu,
-                v: NDArray = v,
-            ) -> None:
+            def march_back(part: _Part, begin: int = begin, end: int = end, mu: NDArray = mu, v: NDArray = v) -> None:
+                band = part.band
                 loops.march_back(
                     mu, v, factor, constants.damping, p_x, z_x, p_z, z_z, *constants.profiles, t, flow, lift,
-                    band.inside, band.strips_x, band.strips_z, blocks if len(bands) == 1 else band.spans,
+                    band.inside, band.strips_x, band.strips_z, part.spans,
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
                     *source_taps, product, drive[shot], drive_gradient[shot],
-                    *receiver_taps, residual[shot], begin, end,
+                    *receiver_taps, residual[shot], begin, end - part.last, end - part.first,
                     brackets if again else plan.no_brackets if ends is not None else mine,
                     scheme.store_every, np.uint64(layout.width), total,
-                    ring, ends is not None, plan.core, field, field_next, band.leads, barrier, len(bands),
+                    ring, ends is not None, plan.core, field, field_next, part.leads, part.barrier, part.team,
                 )  # fmt: skip
 
-            _at_once(march_back, bands, team)
+            _through_time(march_back, end - begin, bands, row_blocks, team, threads)
             if (end - begin) % 2 == 1:
                 mu, v = v, mu
         per_shot[shot] = layout.inner(total).astype(np.float64) * scheme.store_every
@@ -343,12 +336,52 @@ def _bands(
     return split_rows(constants.layout, strips_x, strips_z, threads if shared else 1, layered=scheme.boundary == "cpml")
 
 
-def _blocks(constants: "_Constants", scheme: Scheme, memory: Memory, *, reach: int) -> NDArray[np.uint64]:
-    """The blocks of rows in which one thread takes a shot through time; all rows where a step needs them at once."""
+def _row_blocks(constants: "_Constants", scheme: Scheme, memory: Memory, *, reach: int) -> blocks.Plan | None:
+    """The blocks of rows in which a shot goes through time; None where a step needs all rows at once, or is small."""
     _, strips_z = constants.strips(scheme, reach=reach)
     periodic = scheme.boundary == "sponge" and not scheme.free_surface
     together = periodic or memory.mode == "boundary"
     return row_blocks(constants.layout, strips_z, constants.dtype.itemsize, together=together)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Rows and steps that one compiled call takes a shot through."""
+
+    band: Band
+    spans: NDArray[np.uint64]
+    first: int
+    """First and last+1 step, counted from where the march begins."""
+    last: int
+    leads: bool
+    barrier: NDArray[np.int64]
+    team: int
+
+
+def _through_time(
+    march: Callable[[_Part], None],
+    steps: int,
+    bands: list[Band],
+    plan: blocks.Plan | None,
+    pool: ThreadPoolExecutor | None,
+    threads: int,
+) -> None:
+    """Take a shot through its steps: in blocks of rows, else in bands whose threads meet after every step."""
+    barrier = new_barrier()
+    if plan is None:
+        _at_once(lambda band: march(_Part(band, band.spans, 0, steps, band.leads, barrier, len(bands))), bands, pool)
+        return
+    whole = joined(bands)
+    if len(bands) == 1:
+        march(_Part(whole, plan.spans, 0, steps, True, barrier, 1))
+        return
+
+    def block(first_tile: int, last_tile: int, first: int, levels: int) -> None:
+        spans = np.ascontiguousarray(plan.spans[first_tile:last_tile])
+        march(_Part(whole, spans, first, first + levels, first_tile == 0, barrier, 1))
+
+    # A few calls for each thread and each turn through the rows: fewer would leave threads waiting for each other.
+    blocks.run(block, plan, steps, threads, tiles_at_a_time=max(1, plan.tiles // (4 * threads)))
 
 
 def _at_once(call: Callable[[Band], None], bands: list[Band], pool: ThreadPoolExecutor | None) -> None:

@@ -129,21 +129,22 @@ def march(
     inside, strips_x, strips_z, spans, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
     source_cell, source_point, source_weight, source_start, drive,
     receiver_cell, receiver_point, receiver_weight, receiver_start, records,
-    begin, end, stored, store, store_every, w_stride, ring, save_ring, core, leads, barrier, team,
+    origin, begin, end, stored, store, store_every, w_stride, ring, save_ring, core, leads, barrier, team,
 ):  # fmt: skip
-    """Run one shot forward from step `begin` to before step `end`; begin is a multiple of store_every.
+    """Run one shot forward from step `begin` to before step `end`.
 
-    drive    [source, step]       records  [step - begin, receiver], written
+    origin   the step of the first row of records and stored, a multiple of store_every
+    drive    [source, step]       records  [step - origin, receiver], written
     u, v     fields at t = begin and t = begin - 1. After an odd number of steps they have changed places, and so have
              psi and psi_next
-    stored   [slot, z·x], the brackets of every store_every-th step from `begin`, written when `store`
+    stored   [slot, z·x], the brackets of every store_every-th step from `origin`, written when `store`
     ring     [step, cell], the cells around the core, written when `save_ring`
     inside, strips_x, strips_z   where layers act: first and last+1 row and column of the cells no layer touches, first
              and last+1 [n, 2] column and row of the layers'. For a sponge `inside` is all of them
     spans    [tile, level, 2], first and last+1 row this call updates, tile after tile, each over several time steps
              (levels): the cells of a tile stay in the cache. `blocks.py` says why this is the same computation
     *_start  [row + 1]: the taps of a row are those from start[row] to start[row + 1] - 1
-    leads    whether this call records, where several share a shot's rows
+    leads    whether this call has the first rows; where several share a shot's rows, it also records for all
     barrier, team   where they meet after every step, and their number; spans of a team have one tile and one level
     """
     step, levels = begin, spans.shape[1]
@@ -163,7 +164,7 @@ def march(
                     box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
                     source_cell, source_point, source_weight, source_start, drive,
                     receiver_cell, receiver_point, receiver_weight, receiver_start, records,
-                    begin, now, stored, store, store_every, w_stride, ring, save_ring, core, leads, team,
+                    origin, now, stored, store, store_every, w_stride, ring, save_ring, core, leads, team,
                 )  # fmt: skip
                 if level % 2 == 1:
                     u, v = v, u
@@ -183,10 +184,10 @@ def _forward(
     inside, strips_x, strips_z, low, high, first, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
     source_cell, source_point, source_weight, source_start, drive,
     receiver_cell, receiver_point, receiver_weight, receiver_start, records,
-    begin, step, stored, store, store_every, w_stride, ring, save_ring, core, leads, team,
+    origin, step, stored, store, store_every, w_stride, ring, save_ring, core, leads, team,
 ):  # fmt: skip
     """One step of the rows low to high - 1; `first` are the first rows of this step."""
-    row = step - begin
+    row = step - origin
     if leads and first:
         for r in range(records.shape[1]):
             records[row, r] = 0
@@ -231,15 +232,16 @@ def march_back(
     inside, strips_x, strips_z, spans, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
     source_cell, source_point, source_weight, source_start, source_product, drive, drive_gradient,
     receiver_cell, receiver_point, receiver_weight, receiver_start, residual,
-    begin, end, stored, store_every, w_stride, total,
+    origin, begin, end, stored, store_every, w_stride, total,
     ring, rebuild, core, field, field_next, leads, barrier, team,
 ):  # fmt: skip
-    """Run one shot's adjoint backwards in time, from step end - 1 to step `begin`, a multiple of store_every.
+    """Run one shot's adjoint backwards in time, from step end - 1 to step `begin`.
 
+    origin          the step of the first row of stored, a multiple of store_every
     residual        [step, receiver]
     drive_gradient  [source, step], written
     source_product  [source tap, step], written: weight times mu at the tap, the source's own part of the gradient
-    stored          [slot, z·x], the brackets from `begin` on
+    stored          [slot, z·x], the brackets from `origin` on
     total           [z·x], += sum over stored steps of mu w
     mu, v           change places when the number of steps is odd
     rebuild         take w from the wavefield itself, which is run backwards in the core between the cells in `ring`:
@@ -256,14 +258,14 @@ def march_back(
                 step = end - 1 - (back + level)
                 if level % 2 == 1:
                     mu, v = v, mu
-                counts = (step - begin) % store_every == 0
+                counts = (step - origin) % store_every == 0
                 if rebuild:
                     _rewind(
                         field, field_next, c, mu, total, counts, ring, core, box, stride, kz, kx, reach, free_surface,
                         source_cell, source_point, source_weight, drive, step,
                     )  # fmt: skip
                 elif counts:
-                    slot = (step - begin) // store_every
+                    slot = (step - origin) // store_every
                     _correlate(mu, stored[slot], w_stride, total, low, high, box, stride)
                 _backward(
                     mu, v, c, damping, p_x, z_x, p_z, z_z, ax, bx, slope_x, az, bz, slope_z, t, flow, lift,
