@@ -5,6 +5,9 @@ and the kernels would merely be several times slower.
 """
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +82,47 @@ def test_settings_that_numba_lost_are_left_out(monkeypatch: pytest.MonkeyPatch) 
     values = np.arange(4.0)
     compiling.hot(double)(values)
     assert values.tolist() == [0.0, 2.0, 4.0, 6.0]
+
+
+CALLER = """
+from hpfwi_kernels.compiling import hot
+from hpfwi_kernels.callee import weight
+
+@hot
+def scale(values):
+    for i in range(values.size):
+        values[i] *= weight()
+"""
+CALLEE = """
+from hpfwi_kernels.compiling import hot
+
+@hot
+def weight():
+    return {weight}
+"""
+PROGRAM = """
+import numpy as np
+from hpfwi_kernels.caller import scale
+values = np.ones(1)
+scale(values)
+print(values[0], sum(scale.stats.cache_hits.values()))
+"""
+
+
+def test_machine_code_is_kept_until_something_it_calls_changes(tmp_path: Path) -> None:
+    """Numba alone would look at the caller's file and run the old callee."""
+    package = tmp_path / "hpfwi_kernels"
+    package.mkdir()
+    shutil.copy(Path(compiling.__file__), package)
+    (package / "__init__.py").touch()
+    (package / "caller.py").write_text(CALLER)
+
+    def run(weight: float) -> list[str]:
+        (package / "callee.py").write_text(CALLEE.format(weight=weight))
+        command = [sys.executable, "-c", PROGRAM]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert run(2.0) == ["2.0", "0"]
+    assert run(2.0) == ["2.0", "1"]
+    assert run(3.0) == ["3.0", "0"]
