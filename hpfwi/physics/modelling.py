@@ -27,7 +27,17 @@ from hpfwi.physics.memory import fair_share_bytes
 from hpfwi.physics.model import EarthModel
 from hpfwi.physics.source import ENERGY_SHARE, highest_frequency_hz, peak_frequency_hz
 from hpfwi.physics.survey import Survey
-from hpfwi_kernels.acoustic import Choice, Memory, Points, Scheme, choose, off_grid, peak_bytes, propagate
+from hpfwi_kernels.acoustic import (
+    Choice,
+    Memory,
+    Points,
+    Scheme,
+    choose,
+    gpus_usable,
+    off_grid,
+    peak_bytes,
+    propagate,
+)
 from hpfwi_kernels.buffers import Pool
 from hpfwi_kernels.errors import StabilityError
 from hpfwi_kernels.stability import courant_limit, courant_number, require_stable, substeps_needed
@@ -216,6 +226,7 @@ class Simulator:
         staggered = self.medium is not None and self.medium.physics != "acoustic"
         self.snapshot_margin = STAGGERED_SNAPSHOT_MARGIN if staggered else SNAPSHOT_MARGIN
         self.scheme = _scheme(self, max_velocity_mps, min_velocity_mps)
+        self.device = torch.device("cuda" if settings.engine == "hpfwi" and gpus_usable() else "cpu")
         self._pool = Pool()
         self._wavelet = torch.from_numpy(np.asarray(wavelet, dtype=np.float64) / grid.cell_area_m2)
         self._sources = _points(survey.sources_m, grid, settings.free_surface)
@@ -248,9 +259,11 @@ class Simulator:
         if self.medium is not None:
             return self._held_by_deepwave(shots)
         work = (self.grid.shape, shots, self.survey.samples, self.survey.receivers, self.scheme)
+        if self.device.type == "cuda":
+            threads = shots  # all at the same time
         if mode == "auto":
             given_gb = settings.memory_budget_gb
-            budget = fair_share_bytes() if given_gb is None else int(given_gb * 1e9)
+            budget = _budget_bytes(self.device) if given_gb is None else int(given_gb * 1e9)
             return choose(*work, threads=threads, budget_bytes=budget, exact=True)
         memory = Memory(mode=mode)
         return Choice(memory, peak_bytes(*work, memory, threads=threads), "as set")
@@ -273,7 +286,8 @@ class Simulator:
     def predict(self, velocity: torch.Tensor, shots: Sequence[int], threads: int = 1) -> torch.Tensor:
         """Gathers of some shots, [shot, receiver, time] in Pa, differentiable in the velocity.
 
-        velocity  float32 (or float64) [z, x], m/s
+        velocity  float32 (or float64) [z, x], m/s; gathers come back to its device. Where this process has a GPU that
+                  the kernel can use, a float32 velocity is computed there
         shots     indices into the survey; the result has their order
         threads   shots computed at the same time; the bits do not depend on it. deepwave ignores it: see there
 
@@ -296,10 +310,10 @@ class Simulator:
             return self._deepwave.predict(
                 velocity, self._wavelet[indices], self._sources.of_shots(indices), self._receivers.of_shots(indices)
             )
-        wavelet = self._wavelet[indices].to(velocity.dtype)
-        return propagate(
-            velocity,
-            wavelet,
+        device = self.device if velocity.dtype == torch.float32 else velocity.device
+        gathers = propagate(
+            velocity.to(device),
+            self._wavelet[indices].to(device, velocity.dtype),
             self._sources.of_shots(indices),
             self._receivers.of_shots(indices),
             self.scheme,
@@ -307,6 +321,15 @@ class Simulator:
             pool=self._pool,
             memory=self.held(len(indices), threads).memory if torch.is_grad_enabled() else Memory(),
         )
+        return gathers.to(velocity.device)
+
+
+def _budget_bytes(device: torch.device) -> int:
+    """Memory for wavefields: a fair share of this machine's, or most of what is free on a GPU."""
+    if device.type == "cpu":
+        return fair_share_bytes()
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(0.8 * free)
 
 
 def _scheme(simulator: Simulator, max_velocity_mps: float, min_velocity_mps: float | None) -> Scheme:
@@ -553,7 +576,8 @@ def derived(simulator: Simulator, slowest_mps: float, shots_together: int) -> li
 
 def _engine(simulator: Simulator) -> Derived:
     if simulator.medium is None:
-        return Derived("engine", "hpfwi", "acoustic waves at constant density: hpfwi's own kernel, Numba on the CPU")
+        where = "Numba on the CPU" if simulator.device.type == "cpu" else f"CUDA on {torch.cuda.get_device_name()}"
+        return Derived("engine", "hpfwi", f"acoustic waves at constant density: hpfwi's own kernel, {where}")
     alone = simulator.settings.physics != "acoustic"
     why = f"{simulator.settings.physics} waves are beyond hpfwi's own kernel" if alone else "as set"
     return Derived("engine", "deepwave", f"{why}: {deepwave_engine.described(simulator.medium)}, compiled C on the CPU")

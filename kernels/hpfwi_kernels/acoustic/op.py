@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hpfwi_kernels.acoustic import cpu, cpu_3d
+from hpfwi_kernels.acoustic import cpu, cpu_3d, cuda
 from hpfwi_kernels.acoustic.device.op import (
     forward_on_device,
     gradient_on_device,
@@ -74,6 +74,11 @@ def propagate(
         store,
     )
     return records
+
+
+def gpus_usable() -> bool:
+    """Whether this process has a GPU on which `propagate` runs: torch sees one, and CuPy is there for it."""
+    return torch.cuda.is_available() and cuda.available()
 
 
 class _Propagate(torch.autograd.Function):
