@@ -51,12 +51,13 @@ class AttentionStage(torch.nn.Module):
 
     def __init__(self, inputs: int, outputs: int, side: int, *, narrowest: int, kernels: Kernels) -> None:
         super().__init__()
+        self.kernels = kernels
         self.rise = transposed_convolution(inputs, outputs)
         self.join = normalised(window(2 * outputs, outputs, kernels=kernels), "prelu-per-channel", kernels=kernels)
         self.attention = MultiScaleAttention(outputs, side, narrowest=narrowest, kernels=kernels)
 
     def forward(self, skip: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
-        fine = resized(self.rise(coarse), size_of(skip))
+        fine = resized(self.rise(coarse), size_of(skip), self.kernels)
         return self.attention(self.join(torch.cat([skip, fine], dim=1)))
 
 
@@ -65,6 +66,7 @@ class AttentionUNet(torch.nn.Module):
 
     def __init__(self, inputs: int, *, width: float, kernels: Kernels) -> None:
         super().__init__()
+        self.kernels = kernels
         counts = [scaled(count, width) for count in CHANNELS]
         skips = counts[:-1]
         self.down = torch.nn.ModuleList(
@@ -88,7 +90,7 @@ class AttentionUNet(torch.nn.Module):
         for stage in self.down:
             features = stage(features)
             skips.append(features)
-            features = half_pool(features)
+            features = half_pool(features, self.kernels)
         features = self.centre(features)
         for stage, skip in zip(self.up, reversed(skips), strict=True):
             features = stage(skip, features)
@@ -142,6 +144,7 @@ class AmfmsSeg(torch.nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        self.kernels = kernels
         shots, samples, receivers = records_shape
         rows, columns = half((samples, receivers))
         self.model_shape = model_shape
@@ -157,5 +160,5 @@ class AmfmsSeg(torch.nn.Module):
         initialise(self, generator)
 
     def forward(self, records: torch.Tensor) -> torch.Tensor:
-        features = self.body(half_pool(self.enter(records)))
+        features = self.body(half_pool(self.enter(records), self.kernels))
         return self.head(cropped(self.rise(features), self.model_shape, self.start))

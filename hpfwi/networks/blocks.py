@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from hpfwi.networks import fused
 from hpfwi.networks.fused import Convolution, Kernels, Layers
 
 Activation = Literal["relu", "leaky", "prelu", "prelu-per-channel"]
@@ -104,15 +105,19 @@ def bounded_head(inputs: int, outputs: int = 1) -> torch.nn.Sequential:
     return torch.nn.Sequential(convolution(inputs, outputs), torch.nn.BatchNorm2d(outputs), torch.nn.Tanh())
 
 
-def half_pool(features: torch.Tensor) -> torch.Tensor:
+def half_pool(features: torch.Tensor, kernels: Kernels = "eager") -> torch.Tensor:
     """Maximum over 2x2 cells; an odd side n becomes (n + 1) / 2."""
+    if kernels == "fused":
+        return fused.half_maximum(features)
     return functional.max_pool2d(features, 2, ceil_mode=True)
 
 
-def resized(features: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+def resized(features: torch.Tensor, shape: tuple[int, int], kernels: Kernels = "eager") -> torch.Tensor:
     """Bilinear resampling to (rows, columns): half-pixel centres, no antialiasing; the same size is the identity."""
     if features.shape[-2:] == shape:
         return features
+    if kernels == "fused":
+        return fused.bilinear(features, shape)
     return functional.interpolate(features, shape, mode="bilinear", align_corners=False)
 
 
@@ -182,6 +187,7 @@ class TimeReducer(torch.nn.Module):
         kernels: Kernels = "eager",
     ) -> None:
         super().__init__()
+        self.kernels = kernels
         self.resampled_shape = (8 * model_shape[0], model_shape[1])
         layers: list[torch.nn.Module] = []
         inputs = shots
@@ -195,7 +201,7 @@ class TimeReducer(torch.nn.Module):
         self.layers = torch.nn.Sequential(*layers)
 
     def forward(self, records: torch.Tensor) -> torch.Tensor:
-        return self.layers(resized(records, self.resampled_shape))
+        return self.layers(resized(records, self.resampled_shape, self.kernels))
 
 
 def plain_mixing(channels: int) -> torch.nn.Module:

@@ -76,6 +76,27 @@ def _normalised_activation(
     return out
 
 
+def average_pool(features: torch.Tensor, factor: int) -> torch.Tensor:
+    """Means over factor x factor cells; rows and columns that fill no cell are left out."""
+    from hpfwi_kernels.resample import average_pool as fused_pool
+
+    return fused_pool(features, factor)
+
+
+def half_maximum(features: torch.Tensor) -> torch.Tensor:
+    """Maximum over 2x2 cells; an odd side n becomes (n + 1) / 2."""
+    from hpfwi_kernels.resample import half_maximum as fused_maximum
+
+    return fused_maximum(features)
+
+
+def bilinear(features: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Bilinear resampling to (rows, columns) between cell centres at half-integers, without antialiasing."""
+    from hpfwi_kernels.resample import bilinear as fused_bilinear
+
+    return fused_bilinear(features, shape)
+
+
 def wavelet_convolution(
     features: torch.Tensor,
     base_weight: torch.Tensor,

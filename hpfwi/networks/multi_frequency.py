@@ -121,6 +121,7 @@ class ScaleBranch(torch.nn.Module):
 
     def __init__(self, channels: int, inner: int, scale: int, side: int, *, kernels: Kernels) -> None:
         super().__init__()
+        self.kernels = kernels
         self.factor = 2**scale
         grouped = grouped_convolution(channels, math.gcd(GROUPS, channels), 1 + scale, kernels=kernels)
         self.enter = sequence(
@@ -137,11 +138,12 @@ class ScaleBranch(torch.nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         coarse = features
         if features.shape[-2] // self.factor >= SMALLEST_SIDE:
-            coarse = functional.avg_pool2d(features, self.factor)
+            pool = fused.average_pool if self.kernels == "fused" else functional.avg_pool2d
+            coarse = pool(features, self.factor)
         coarse = self.frequencies(self.enter(coarse))
         where = torch.sigmoid(self.place(coarse))
         coarse = coarse * ((1 - where) * self.outside + where * self.inside)
-        return resized(self.leave(coarse), size_of(features))
+        return resized(self.leave(coarse), size_of(features), self.kernels)
 
 
 class MultiScaleAttention(torch.nn.Module):
