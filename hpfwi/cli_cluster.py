@@ -295,13 +295,17 @@ def console() -> Console:
 
 
 def _load(source: str, overrides: list[str] | None) -> tuple[Any, str]:
-    """The configuration of a run, and the verb that runs it."""
-    from hpfwi.config import load_config
-    from hpfwi.training.settings import is_training, load_train_config
+    """The configuration of a run that names all it needs, and the verb that runs it."""
+    from hpfwi.config import load_config, require_input
+    from hpfwi.training.settings import is_training, load_train_config, require_pairs
 
     if is_training(source):
-        return load_train_config(source, overrides or [])[0], "train"
-    return load_config(source, overrides or [])[0], "invert"
+        trained = load_train_config(source, overrides or [])[0]
+        require_pairs(trained)
+        return trained, "train"
+    inverted = load_config(source, overrides or [])[0]
+    require_input(inverted)
+    return inverted, "invert"
 
 
 def _workers(job: SlurmJob, threads: int) -> int:

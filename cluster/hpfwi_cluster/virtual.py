@@ -30,7 +30,10 @@ _LOOK_AGAIN_S = 0.25
 
 
 class Machine(BaseModel):
-    """What a cluster costs beside the items. The defaults were measured on two cores with Ray 2.60 and Gloo."""
+    """What a cluster costs beside the items.
+
+    The defaults are round numbers near what two cores show with Ray 2.60 and Gloo; `calibrate.measure` finds yours.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

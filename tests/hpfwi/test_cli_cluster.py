@@ -127,6 +127,17 @@ def test_jobs_that_cannot_be() -> None:
     assert "missing.toml" in refused(2, "submit", "missing.toml", *FEW, "--dry-run")
 
 
+def test_a_training_run_needs_its_pairs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "needs pairs" in refused(2, "submit", "train_fcnvmb", *FEW, "--dry-run")
+    monkeypatch.setenv("PATH", "/nowhere")
+    refused(5, "submit", "train_fcnvmb", *FEW, "--set", "data.pairs=pairs.zarr")
+    folder = place / "runs" / "train_fcnvmb.job"
+    assert json.loads((folder / "job.json").read_text())["verb"] == "train"
+    # The job may start elsewhere.
+    assert f'pairs = "{place / "pairs.zarr"}"' in (folder / "run.toml").read_text()
+    assert "needs a velocity model" in refused(2, "submit", "marmousi_smooth", *FEW, "--dry-run")
+
+
 def test_without_slurm_the_script_is_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     sentence = refused(5, "submit", "toy.toml", *FEW)
