@@ -1,0 +1,225 @@
+"""The kernels' GPU tests and benchmarks in one command, with one table at the end: `make gpu`.
+
+Needs an NVIDIA GPU, and of Python NumPy, SciPy, torch, Numba, CuPy and pytest; sweep-solver and deepwave are timed
+where they are installed, and compute-sanitizer looks over small cases where it is. Every case and every test file runs
+in a process of its own: what fails is said in the table, and the rest goes on.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import date
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("numpy", "scipy", "torch", "numba", "cupy-cuda12x", "cupy-cuda13x", "pytest", "sweep-solver", "deepwave")
+TESTS = (
+    "test_acoustic_cuda_op.py", "test_acoustic_cuda_streaming_gpu.py", "test_haar_cuda.py", "test_dct_pool_cuda.py",
+)  # fmt: skip
+SANITIZED = "test_acoustic_cuda_streaming_gpu.py"
+TOOLS = ("memcheck", "racecheck")
+CASE_S, TEST_S, SANITIZER_S = 900, 900, 1200
+HEADERS = ("case", "kind", "hpfwi ms", "±", "rate", "peer", "peer ms", "ratio", "gap", "wanted")
+
+
+def missing() -> str | None:
+    """One sentence about what a run needs and has not got; None where everything is there."""
+    packages = "install NumPy, SciPy, torch, Numba, CuPy and pytest"
+    if importlib.util.find_spec("torch") is None:
+        return f"No GPU can be looked for without torch; {packages}."
+    import torch
+
+    if not torch.cuda.is_available():
+        return "No NVIDIA GPU was found on this machine; `make gpu` needs one."
+    if importlib.util.find_spec("cupy") is None:
+        return f"No GPU kernel runs without CuPy; {packages}."
+    return None
+
+
+def conditions() -> dict[str, str]:
+    """Hardware and versions."""
+    import torch
+
+    found = {"gpu": torch.cuda.get_device_name(0), "python": platform.python_version(), "cuda": str(torch.version.cuda)}
+    driver = shutil.which("nvidia-smi")
+    if driver:
+        command = [driver, "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
+        asked = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+        found["driver, clock, power"] = asked[0] if asked else "unknown"
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict[str, str]:
+    """This process' environment with the kernels on Python's path."""
+    path = os.pathsep.join([str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path}
+
+
+def finished(command: Sequence[str], limit_s: int) -> tuple[int, str]:
+    """Exit status and output of a command; 124 where it took longer than the limit."""
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), cwd=ROOT,
+            timeout=limit_s,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as late:
+        output = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
+        return 124, f"{output}\nstopped after {limit_s} s"
+    return done.returncode, done.stdout
+
+
+def pytest_command(file: str, empty: Path) -> list[str]:
+    """Run the GPU tests of a file without this project's pytest plugins, which a bare machine has not got."""
+    where = f"tests/kernels/{file}"
+    plain = ["-c", str(empty), "--rootdir", str(ROOT), "--import-mode=importlib", "-p", "no:cacheprovider", "-q"]
+    return [sys.executable, "-m", "pytest", *plain, "-k", "gpu", where]
+
+
+def run_tests(folder: Path) -> list[dict[str, Any]]:
+    """Every test file, and the streaming kernels once more under each of compute-sanitizer's tools."""
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    slow: takes long\n")
+    commands = {file: (pytest_command(file, folder / "pytest.ini"), TEST_S) for file in TESTS}
+    sanitizer = shutil.which("compute-sanitizer")
+    for tool in TOOLS if sanitizer else ():
+        watched = [str(sanitizer), "--tool", tool, "--error-exitcode", "9"]
+        command = [*watched, *pytest_command(SANITIZED, folder / "pytest.ini"), "-x"]
+        commands[f"{SANITIZED} under {tool}"] = command, SANITIZER_S
+    results = []
+    for name, (command, limit_s) in commands.items():
+        print(f"test {name}", flush=True)
+        status, output = finished(command, limit_s)
+        lines = [line for line in output.splitlines() if line.strip()]
+        results.append({"test": name, "status": status, "last": lines[-1] if lines else "", "output": output[-20000:]})
+    return results
+
+
+def run_case(name: str, repeats: int, folder: Path) -> dict[str, Any]:
+    """One case in a process of its own; its result, or why there is none."""
+    out = folder / "case.json"
+    out.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--one", name, "--repeats", str(repeats), "--out", str(out)]
+    status, output = finished(command, CASE_S)
+    if status == 0 and out.exists():
+        return {"case": name, **json.loads(out.read_text("utf-8"))}
+    lines = [line for line in output.splitlines() if line.strip()]
+    return {"case": name, "failed": lines[-1] if lines else f"exit status {status}", "output": output[-20000:]}
+
+
+def rows(result: dict[str, Any], case: Any) -> list[list[str]]:
+    """The table's rows of a case: a kind of work with each peer, or one that says why there are none."""
+    if "failed" in result:
+        return [[result["case"], f"FAILED: {result['failed']}"]]
+    made = []
+    for kind, codes in result["kinds"].items():
+        own = codes["hpfwi"]
+        middle, spread = own["median_ms"], (max(own["ms"]) - min(own["ms"])) / 2
+        base = [case.name, kind, f"{middle:.3f}", f"{spread:.3f}", rate(case, kind, middle, result)]
+        peers = [name for name in codes if name != "hpfwi"] or [""]
+        for peer in peers:
+            theirs = codes[peer]["median_ms"] if peer else None
+            gaps = result["gaps"].get(peer)
+            gap = max(gaps[: 2 if kind == "gradient" else 1]) if gaps else None
+            # A ratio to a peer that computes something else is marked: it is no result.
+            ratio = "" if theirs is None else f"{theirs / middle:.2f}" + ("?" if gap is None or gap > 1e-4 else "")
+            shown = ["" if theirs is None else f"{theirs:.3f}", ratio, "" if gap is None else f"{gap:.1e}"]
+            made.append([*base, peer, *shown, case.target])
+    made += [[case.name, f"{peer} FAILED: {why}"] for peer, why in result["errors"].items()]
+    return made
+
+
+def rate(case: Any, kind: str, ms: float, result: dict[str, Any]) -> str:
+    """What a case is judged by besides its ratio."""
+    if case.family != "acoustic":
+        return ""
+    if kind == "gradient":
+        return f"{ms / result['kinds']['forward']['hpfwi']['median_ms']:.2f}x forward"
+    if case.models > 1:
+        return f"{case.models / ms * 1e3:.0f} models/s"
+    return f"{case.updates / ms / 1e6:.1f} Gcell/s"
+
+
+def table(lines: list[list[str]]) -> str:
+    """Lines in columns; one that has fewer cells than there are columns ends with a sentence."""
+    whole = [list(HEADERS), *lines]
+    full = [line for line in whole if len(line) == len(HEADERS)]
+    widths = [max(len(line[k]) for line in full) for k in range(len(HEADERS))]
+    widths[0] = max(len(line[0]) for line in whole)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip() for line in whole
+    )
+
+
+def write(contents: dict[str, Any], folder: Path, gpu: str) -> Path:
+    """The results as JSON under a name of the GPU and the day."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hardware = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    path = folder / f"gpu_{hardware}_{date.today().isoformat()}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(contents, indent=1) + "\n", "utf-8")
+    partial.replace(path)
+    return path
+
+
+def one(name: str, repeats: int, out: Path) -> None:
+    """Measure a case in this process and leave the result in a file."""
+    gpu_cases = import_module("gpu_cases")
+    out.write_text(json.dumps(gpu_cases.measure(gpu_cases.find(name), repeats)), "utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tests, cases, table, JSON. Returns 1 where there is no GPU, or where a test or a case failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON (benchmarks/results)")
+    parser.add_argument("--cases", nargs="+", help="names of cases, or parts of them (all)")
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each code (7)")
+    parser.add_argument("--no-tests", action="store_true", help="benchmarks alone")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    sentence = missing()
+    if sentence:
+        print(sentence, file=sys.stderr)
+        return 1
+    sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "benchmarks")]
+    if options.one:
+        one(options.one, options.repeats, options.out)
+        return 0
+    gpu_cases = import_module("gpu_cases")
+    wanted = [case for case in gpu_cases.CASES if not options.cases or any(part in case.name for part in options.cases)]
+    here = conditions()
+    print("  ".join(f"{key}: {value}" for key, value in here.items()), flush=True)
+    tests, results, lines = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        if not options.no_tests:
+            tests = run_tests(Path(folder))
+        for case in wanted:
+            print(f"case {case.name}", flush=True)
+            results.append(run_case(case.name, options.repeats, Path(folder)))
+            lines += rows(results[-1], case)
+    for test in tests:
+        print(f"{'passed' if test['status'] == 0 else 'FAILED'}  {test['test']}: {test['last']}")
+    print(table(lines))
+    path = write({"conditions": here, "tests": tests, "results": results}, options.out, here["gpu"])
+    print(f"written to {path}")
+    broken = [test for test in tests if test["status"] != 0] + [result for result in results if "failed" in result]
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

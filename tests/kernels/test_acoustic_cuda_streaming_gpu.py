@@ -1,0 +1,56 @@
+"""The streaming kernels on a GPU, for models small enough that on-chip kernels would take them: against the CPU."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hpfwi_kernels.acoustic import Memory, Scheme, cuda, off_grid, propagate
+
+CASES: dict[str, dict[str, Any]] = {
+    "2-D": {},
+    "2-D order 8": {"order": 8, "store_every": 3},
+    "2-D order 2 free surface": {"order": 2, "free_surface": True, "absorbing": (0, 5, 4, 7, 3, 6)},
+    "2-D sponge": {"boundary": "sponge", "order": 6},
+    "3-D": {"dimensions": 3},
+    "3-D order 8": {"dimensions": 3, "order": 8, "store_every": 3},
+    "3-D order 2 free surface": {
+        "dimensions": 3, "order": 2, "free_surface": True, "absorbing": (0, 5, 4, 7, 3, 6),
+    },
+    "3-D sponge": {"dimensions": 3, "boundary": "sponge", "order": 6},
+}  # fmt: skip
+SHAPES = {2: (70, 266), 3: (40, 36, 133)}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("memory", [Memory(), Memory(mode="checkpoint"), Memory(half=True)], ids=repr)
+@pytest.mark.parametrize("name", CASES)
+def test_streaming_on_a_gpu(name: str, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cupy")
+    streaming = cuda.Choice("X", None, 0, "asked for by a test")
+    monkeypatch.setattr(cuda, "choose", lambda *_, **__: streaming)
+    changes = dict(CASES[name])
+    dimensions = changes.pop("dimensions", 2)
+    base: dict[str, Any] = {
+        "spacing_m": (10.0, 11.0, 12.0)[:dimensions], "dt_s": 1.2e-3, "order": 4, "absorbing": (6, 5, 4, 7, 3, 6),
+        "boundary": "cpml", "free_surface": False, "pml_hz": 20.0, "max_velocity_mps": 2500.0,
+        "min_velocity_mps": 1500.0,
+    }  # fmt: skip
+    settings = base | changes
+    scheme = Scheme(**(settings | {"absorbing": settings["absorbing"][: 2 * dimensions]}))
+    shape, rng = SHAPES[dimensions], np.random.default_rng(3)
+    places = [rng.uniform(0.0, np.array(shape) - 1, (2, count, dimensions)) for count in (3, 9)]
+    sources, receivers = (off_grid(place, shape, free_surface=scheme.free_surface) for place in places)
+    velocity = torch.tensor(rng.uniform(1500.0, 2500.0, shape))
+    wavelet = torch.tensor(rng.standard_normal((2, 3, 50)))
+    results = []
+    for device, dtype in (("cuda", torch.float32), ("cuda", torch.float32), ("cpu", torch.float64)):
+        leaves = [one.to(device, dtype).requires_grad_() for one in (velocity, wavelet)]
+        how = memory if device == "cuda" else Memory()
+        records = propagate(leaves[0], leaves[1], sources, receivers, scheme, memory=how)
+        results.append((records, *torch.autograd.grad(records.square().sum(), leaves)))
+    bounds = (1e-5, 2**-7 if memory.half else 1e-5, 1e-5)
+    for found, again, right, bound in zip(*results, bounds, strict=True):
+        assert torch.equal(found, again)
+        assert torch.linalg.norm(found.double().cpu() - right) < bound * torch.linalg.norm(right)
