@@ -59,7 +59,7 @@ def save(folder: Path, iteration: int, tensors: Mapping[str, np.ndarray], meta: 
     """
     temporary = folder / f"{_TEMPORARY}{iteration:08d}-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # without its parents: a run folder that vanished is not made up again
         _clear_leftovers(folder)
         final = _free_name(folder, iteration)
         temporary.mkdir()

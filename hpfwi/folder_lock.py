@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from hpfwi.errors import ConfigError
+from hpfwi.errors import ConfigError, DataError
 
 FILE_NAME = "lock"
 
@@ -22,7 +22,7 @@ class FolderLock:
     share locks between machines, that process may be alive.
 
     notice      a sentence when a dead process's lock was taken over, else ""
-    raises      ConfigError when another process holds the lock, or may hold it
+    raises      ConfigError when another process holds the lock, or may hold it; DataError when the disk is full
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,7 +59,12 @@ class FolderLock:
             self.notice = f"Took over {folder} from {who}, which ended without finishing."
         content = json.dumps({"pid": os.getpid(), "host": here}).encode()
         os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, content, 0)
+        try:
+            os.pwrite(self._handle, content, 0)
+        except OSError as error:
+            raise DataError(
+                f"{self._file} cannot be written ({error.strerror}); make room there and resume the run."
+            ) from error
 
     def _holder(self) -> dict[str, Any]:
         """Who the file names; nobody where it is empty, someone unknown where it is torn."""

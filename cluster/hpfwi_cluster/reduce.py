@@ -23,7 +23,8 @@ import torch.distributed as dist
 
 from hpfwi_cluster.errors import CollectiveBroken
 
-_POLL_S = 2e-4
+_FIRST_POLL_S, _LAST_POLL_S = 1e-5, 5e-4
+"""Time between two looks at a pending operation: short ones are not kept waiting, long ones take no processor."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,12 @@ class Collective:
         self._stopped = max(self._stopped, generation)
 
     def _poll(self, done: Callable[[], bool]) -> None:
+        pause_s = _FIRST_POLL_S
         while not done():
             if self._stopped >= self._generation:
                 raise CollectiveBroken(f"Generation {self._generation} was abandoned.")
-            time.sleep(_POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, _LAST_POLL_S)
 
 
 def _process_group(formation: Formation) -> Any:
