@@ -57,8 +57,8 @@ class LocalGroup:
                 ledger.start_again()
                 self._collect(ledger, exponent)
             assert ledger.shape is not None
-            exact = self._replica.local_sum(self._sum_id, ledger.shape, ledger.held(_RANK))
-            total = fixed_point.as_float(exact, ledger.quantum(exponent))
+            found = self._replica.local_sum(self._sum_id, ledger.shape, ledger.held(_RANK))
+            total = self._replica.value_of(found, ledger.quantum(exponent))
             self._suspect = True
             busy_s = self._task("finish", iteration, lambda: self._replica.finish(iteration, total.copy()))
         self._suspect = False

@@ -96,7 +96,10 @@ class Collective:
         self._group = outcome[0]
 
     def all_reduce(self, array: np.ndarray) -> np.ndarray:
-        """Return the sum of int64 arrays over all ranks; overwrites its argument. CollectiveBroken if it fails."""
+        """Return the sum of int64 or float32 arrays over all ranks, the same bits on each; overwrites its argument.
+
+        raises  CollectiveBroken
+        """
         if self._group is None:
             raise CollectiveBroken("This rank is in no generation.")
         tensor = torch.from_numpy(array)

@@ -25,7 +25,7 @@ def sentence_of(error: BaseException) -> str:
 
 
 class Replica:
-    """A task and the fixed-point sum of those of its items that count.
+    """A task and the sum of those of its items that count: in fixed point, or in float32 (see `Task.exact`).
 
     Computing and adding are two things: an item's result is kept until the ledger says that this rank holds the item,
     because another rank may have computed it too and been faster.
@@ -33,6 +33,7 @@ class Replica:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.exact: bool = getattr(task, "exact", True)
         self._lock = threading.Lock()
         self._sum_id = 0
         self._sum: np.ndarray | None = None
@@ -70,6 +71,8 @@ class Replica:
             with self._busy:
                 result = known if known is not None else self.task.compute(item)
             report = replace(_inspect(item, result), seconds=time.perf_counter() - started_s)
+            if not self.exact:
+                report = replace(report, largest=None)  # float32 needs no common scale
         except Exception as error:  # whatever the task raises is the driver's to decide about
             return ItemReport(item, None, (), {}, failure=sentence_of(error))
         if report.failure is not None:
@@ -90,7 +93,7 @@ class Replica:
                 self._add(items)
 
     def local_sum(self, sum_id: int, shape: tuple[int, ...], held: Iterable[int]) -> np.ndarray:
-        """Return a copy of this rank's sum, int64, of exactly the items that it holds.
+        """Return a copy of this rank's sum, int64 or float32, of exactly the items that it holds.
 
         raises  ClusterError: an item among them was not computed here, or one was added that is not among them
         """
@@ -104,7 +107,11 @@ class Replica:
                     f"A local sum holds items {sorted(self._added)} and should hold {sorted(wanted)}; this is a defect "
                     "of the group, nothing was applied."
                 )
-            return np.zeros(shape, np.int64) if self._sum is None else self._sum.copy()
+            return np.zeros(shape, self._dtype) if self._sum is None else self._sum.copy()
+
+    def value_of(self, total: np.ndarray, quantum: int) -> np.ndarray:
+        """Return what a sum of `local_sum`s means: float64 of an exact one, a float32 one as it is."""
+        return fixed_point.as_float(total, quantum) if self.exact else total
 
     def finish(self, iteration: int, total: np.ndarray) -> float:
         """Advance the task by the total; return the seconds in which this rank computed an item."""
@@ -143,9 +150,16 @@ class Replica:
             if item in self._kept:
                 array, quantum = self._kept.pop(item)
                 if self._sum is None:
-                    self._sum = np.zeros(array.shape, np.int64)
-                fixed_point.add(self._sum, array, quantum)
+                    self._sum = np.zeros(array.shape, self._dtype)
+                if self.exact:
+                    fixed_point.add(self._sum, array, quantum)
+                else:
+                    self._sum += array.astype(np.float32, copy=False)
                 self._added.add(item)
+
+    @property
+    def _dtype(self) -> type[np.int64] | type[np.float32]:
+        return np.int64 if self.exact else np.float32
 
 
 def _inspect(item: int, result: ItemResult) -> ItemReport:

@@ -13,7 +13,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from hpfwi_cluster import fixed_point
 from hpfwi_cluster.errors import StartFailed, TaskFailed
 from hpfwi_cluster.ledger import ItemReport
 from hpfwi_cluster.ray_library import ray
@@ -100,7 +99,9 @@ class Worker:
         total = self._rank.local_sum(sum_id, shape, held)
         if not alone:
             total = self._collective.all_reduce(total)
-        self._total = fixed_point.as_float(total, quantum)
+        self._total = self._rank.value_of(total, quantum)
+        if not self._rank.exact:
+            return Reduced("", np.empty(0, np.float32) if send else None)
         digest = hashlib.blake2b(np.ascontiguousarray(total).data, digest_size=16).hexdigest()
         return Reduced(digest, self._total if send else None)
 

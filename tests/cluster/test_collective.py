@@ -51,6 +51,22 @@ def test_sums_keep_all_63_bits(meeting: Meeting) -> None:
         assert sums[rank].tolist() == [3 * 2**60 + 3, -3 * 2**60 - 3, 3]
 
 
+def test_float32_sums_have_the_same_bits_on_every_rank(meeting: Meeting) -> None:
+    ranks = [Collective(), Collective(), Collective()]
+    formed(meeting, 2, ranks)
+    own = [np.random.default_rng(rank).normal(size=10_001).astype(np.float32) for rank in range(3)]
+    sums: dict[int, np.ndarray] = {}
+
+    def add(rank: int) -> Callable[[], None]:
+        return lambda: sums.__setitem__(rank, ranks[rank].all_reduce(own[rank].copy()))
+
+    together(*[add(rank) for rank in range(3)])
+    assert sums[0].dtype == np.float32
+    assert sums[0].tobytes() == sums[1].tobytes() == sums[2].tobytes()
+    # Two additions of float32, each off by half a unit of the last place of a sum below 16 at most.
+    np.testing.assert_allclose(sums[0], np.sum(own, axis=0, dtype=np.float64), rtol=0, atol=2 * 16 * 2.0**-24)
+
+
 def test_a_peer_that_never_comes_is_left_behind(meeting: Meeting) -> None:
     ranks = [Collective(), Collective()]
     formed(meeting, 11, ranks)

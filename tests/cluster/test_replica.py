@@ -145,3 +145,20 @@ def test_torch_gets_its_threads_back() -> None:
     with one_torch_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+def test_a_task_that_is_not_exact_is_added_in_float32() -> None:
+    task = Counting()
+    task.exact = False  # type: ignore[attr-defined]
+    replica = Replica(task)
+    replica.begin(0, 1)
+    for item in (3, 4):
+        assert replica.compute(item, 1, 0, 0).largest is None  # far above 2^0: there is no scale to exceed
+    total = replica.local_sum(1, (2,), [3, 4])
+    assert total.dtype == np.float32
+    assert total.tolist() == [7, 14]
+    assert replica.value_of(total, -60) is total
+    replica.begin(1, 2)
+    assert replica.local_sum(2, (2,), []).dtype == np.float32
+    exact, _ = begun()
+    assert exact.value_of(np.array([1 << 40], np.int64), -40).tolist() == [1.0]
