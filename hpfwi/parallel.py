@@ -180,6 +180,7 @@ class _ItemsOfSlices:
 
     def __init__(self, task: TrainingTask) -> None:
         self._task = task
+        self.exact = task.settings.exact
         self._validates = False
 
     def begin(self, iteration: int) -> None:

@@ -63,10 +63,15 @@ def put_weights(weights: Mapping[str, torch.Tensor], saved: Mapping[str, np.ndar
 
 
 class Replicas:
-    """Copies of `network` that share its weights, made when more are in use than there are."""
+    """Copies of `network` that share its weights, made when more are in use than there are.
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    compiled    by torch.compile, each at its first use; of VelocityGAN the generator alone, because the critic is
+                differentiated twice, which compiled code cannot be
+    """
+
+    def __init__(self, network: torch.nn.Module, *, compiled: bool = False) -> None:
         self._network = network
+        self._compiled = compiled
         self._idle: list[torch.nn.Module] = []
         self._lock = threading.Lock()
 
@@ -93,6 +98,8 @@ class Replicas:
             replica = self._idle.pop() if self._idle else None
         if replica is None:
             replica = copy.deepcopy(self._network)
+            if self._compiled:
+                replica.compile()
         for name, tensor in weights_of(replica).items():
             tensor.data = weights[name].data
             tensor.grad = None
@@ -125,10 +132,10 @@ def vector_of(replica: torch.nn.Module, share: float, exponent: int) -> NDArray[
     return vector
 
 
-def take_total(network: torch.nn.Module, total: NDArray[np.float64], exponent: int) -> int:
+def take_total(network: torch.nn.Module, total: NDArray[np.floating], exponent: int) -> int:
     """Put a step's sum into the network: gradients into `grad`, statistics in place; returns the exponent to use next.
 
-    total      float64[values], as `vector_of` orders them
+    total      float64[values] or float32[values], as `vector_of` orders them
     exponent   that the statistics were scaled with
     """
     first = 0
@@ -146,10 +153,10 @@ def take_total(network: torch.nn.Module, total: NDArray[np.float64], exponent: i
     return _binary_order(total[:gradients]) - _binary_order(total[gradients:] * scale)
 
 
-def _piece(total: NDArray[np.float64], first: int, shape: Sequence[int]) -> NDArray[np.float64]:
+def _piece(total: NDArray[np.floating], first: int, shape: Sequence[int]) -> NDArray[np.floating]:
     return total[first : first + math.prod(shape)].reshape(tuple(shape))
 
 
-def _binary_order(values: NDArray[np.float64]) -> int:
+def _binary_order(values: NDArray[np.floating]) -> int:
     """The power of two above the largest magnitude; 0 where all are zero."""
     return math.frexp(float(np.abs(values).max(initial=0.0)))[1]

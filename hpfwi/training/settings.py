@@ -63,6 +63,12 @@ class TrainingSettings(BaseModel):
         description="Parts of a batch, computed one by one or by several workers at once; batch norm takes its "
         "statistics from a slice. More slices than workers save memory, as accumulating gradients does.",
     )
+    exact: bool = Field(
+        default=True,
+        description="Add the slices' gradients in fixed point, so that any number of workers gives the same bits. "
+        "'false' adds in float32 and lets a GPU choose its fastest layers: the same curves to rounding, for steps that "
+        "are as short as the sums.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the order of samples and of the noise.")
     records_noise: float = Field(
         default=0.0,
@@ -85,6 +91,11 @@ class TrainingSettings(BaseModel):
     )
     channels_last: bool = Field(
         default=False, description="Keep channels innermost in memory, which tensor cores prefer; bits change."
+    )
+    compile: bool = Field(
+        default=False,
+        description="Have torch.compile fuse the layers, at the cost of minutes before the first step; needs a C++ "
+        "compiler on a CPU. The bits change, once.",
     )
     average_decay: float | None = Field(
         default=None,

@@ -72,7 +72,7 @@ class TrainingTask:
         self.average: dict[str, torch.Tensor] | None = None
         if settings.average_decay is not None:
             self.average = {name: value.detach().clone() for name, value in weights_of(network).items()}
-        self._replicas = Replicas(network)
+        self._replicas = Replicas(network, compiled=settings.compile)
         self._exponent = 0
         self._step: int | None = None
         self._sequence: list[int] = []
@@ -115,7 +115,7 @@ class TrainingTask:
             raise NumericsError(f"a loss of {loss} or a gradient that is not finite in slice {slot} of step {step}")
         return vector, numbers | {"seconds": time.perf_counter() - started, "waited_s": waited_s}
 
-    def advance(self, step: int, total: NDArray[np.float64]) -> None:
+    def advance(self, step: int, total: NDArray[np.floating]) -> None:
         """Take one optimiser step with the sum over the step's slices."""
         settings, per_epoch = self.settings, self.batches.steps_per_epoch
         rate = learning_rate(settings.schedule, step=step, steps_per_epoch=per_epoch, epochs=settings.epochs)
@@ -266,8 +266,8 @@ def open_task(run: Path, *, ahead: int = 1, device: str | None = None) -> Traini
     config, _ = load_train_config(run / "config.toml")
     device = config.cluster.device if device is None else device
     if device == "cuda":
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = config.training.exact
+        torch.backends.cudnn.benchmark = not config.training.exact
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.training.precision == "tf32"
     return TrainingTask(config, open_pairs(config.data.pairs), ahead=ahead, device=device)
 

@@ -160,7 +160,7 @@ class _Run:
     def give_state(self, group: Group) -> None:
         """Put every rank at the last checkpoint."""
         while True:
-            group.exponent = self.saved.exponent
+            group.exponent = self.saved.exponent if self.settings.exact else 0
             try:
                 group.load_state(self.saved.state)
             except GroupLost as error:

@@ -187,6 +187,18 @@ def test_the_fused_multi_frequency_attention_equals_the_eager_one(shape: tuple[i
         assert float((one - other).abs().max()) <= 1e-4 * float(other.abs().max())
 
 
+@pytest.mark.slow
+def test_fused_layers_are_compiled_as_one_graph() -> None:
+    """Traced and differentiated by torch.compile without a break; generating code is not part of what is tested."""
+    layer = torch.nn.Sequential(layer_with_odd_scales(8, "fused"), MultiFrequencyAttention(8, 14, kernels="fused"))
+    initialise(layer[1], seeded(4))
+    features = normal(2, 8, 9, 7)
+    expected = with_gradients(layer, features)
+    layer.compile(backend="aot_eager", fullgraph=True)
+    for one, other in zip(with_gradients(layer, features), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
 def test_the_attention_sums_three_gates_from_one_bottleneck() -> None:
     layer = MultiFrequencyAttention(64, 7, kernels="eager")
     initialise(layer, seeded(5))

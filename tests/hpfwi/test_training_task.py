@@ -274,6 +274,31 @@ def test_channels_last_gives_the_same_gradient(make: Callable[..., TrainingTask]
     np.testing.assert_allclose(results[0], results[1], rtol=1e-3, atol=1e-5 * float(np.abs(results[0]).max()))
 
 
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_gradient(
+    make: Callable[..., TrainingTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generator is compiled, the critic, which is differentiated twice, is not.
+
+    Without the code generator, whose minutes are no part of what is tested.
+    """
+    own, compiled = torch.nn.Module.compile, []
+
+    def traced(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        own(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    options = {"network__name": "velocitygan", "training__loss__name": "wgan-gp", "network__width": 0.02}
+    vectors = []
+    for compile_ in (False, True):
+        task = make(training__compile=compile_, training__critic_steps=1, **options)
+        task.begin(0)
+        vectors.append(task.gradient(0)[0])
+        assert len(compiled) == compile_
+    np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-5 * float(np.abs(vectors[0]).max()))
+
+
 def test_validation_sums_make_the_means_of_all_its_samples(make: Callable[..., TrainingTask]) -> None:
     task = make(data__validation_share=0.25, training__normalisation__normalisation="per-sample")
     assert len(task.validation) == 5

@@ -234,6 +234,41 @@ def test_the_number_of_workers_changes_no_bit(trained: RunTraining, whole: Path,
     assert bits(gone_on(path, cluster__workers=3)) == bits(whole)
 
 
+def losses(path: Path) -> list[float]:
+    return [event["loss"] for event in read_events(path) if event["kind"] == "step"]
+
+
+LONG = {"training__epochs": 17, "training__validate_every": 17, "training__checkpoint_every": 51}
+
+
+@pytest.fixture(scope="module")
+def exact_losses(trained: RunTraining, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Return the losses of 51 steps whose gradients were added exactly."""
+    return losses(trained(tmp_path_factory.mktemp("exact"), **LONG))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_sums_in_float32_give_the_same_curve(
+    trained: RunTraining, exact_losses: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(parallel, "local_threads", lambda settings: threads)
+    path = trained(tmp_path, training__exact=False, **LONG)
+    found = losses(path)
+    assert len(found) == 51
+    assert found != exact_losses
+    np.testing.assert_allclose(found, exact_losses, rtol=1e-5)
+    assert found[-1] < 0.5 * found[0]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_sums_in_float32_on_workers_give_the_same_curve(
+    trained: RunTraining, exact_losses: list[float], tmp_path: Path
+) -> None:
+    path = trained(tmp_path, training__exact=False, cluster__workers=2, **LONG)
+    np.testing.assert_allclose(losses(path), exact_losses, rtol=1e-5)
+
+
 def test_a_loss_that_leaves_the_numbers_ends_the_run_before_the_step(trained: RunTraining, tmp_path: Path) -> None:
     with pytest.raises(NumericsError, match="nothing was applied"):
         trained(tmp_path, training__schedule__peak=1e30, training__schedule__kind="constant")
