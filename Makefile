@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu kills multi-node cuda clean
 
 demo: $(READY)
 	$(BIN)/hpfwi demo --overwrite
@@ -20,6 +20,21 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/acoustic.py
+
+# The kernels on this machine's NVIDIA GPU: tests and benchmarks, one table. Needs no environment of ours: any Python with
+# NumPy, SciPy, torch, Numba, CuPy and pytest does (make gpu PYTHON=...); OUT is the folder of the JSON.
+gpu:
+	PYTHONPATH=kernels $(PYTHON) benchmarks/gpu.py $(if $(OUT),--out $(OUT))
+
+# Longer than `make test` allows: a hundred killed workers and drivers, runs on several hosts, and every CUDA kernel compiled.
+kills: $(READY)
+	$(BIN)/python tests/runs/kill_campaign.py --kills 100 --folder $$(mktemp -d) --out benchmarks/results/kills.json
+
+multi-node: $(READY)
+	HPFWI_MULTI_NODE=1 $(BIN)/python -m pytest tests/runs/test_multi_node.py
+
+cuda: $(READY)
+	HPFWI_COMPILE_ALL=1 $(BIN)/python -m pytest tests/kernels/test_acoustic_cuda_compiled.py tests/kernels/test_acoustic_cuda_streaming_compiled.py
 
 # torch goes first and alone: with it in place no other package asks for another build of it.
 $(READY): pyproject.toml constraints.txt
