@@ -143,12 +143,12 @@ def test_a_missing_barrier_is_seen(tmp_path: Path) -> None:
     assert any(not np.allclose(result, good, atol=1e-3, equal_nan=False) for result in results)
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_89", "sm_90"])
 def test_the_kernels_compile_for_gpus_without_spilling(architecture: str, tmp_path: Path) -> None:
     """Registers and shared memory leave room for three blocks of a 70 x 70 plane on a multiprocessor of an A100."""
     compiler = shutil.which("nvcc")
     if compiler is None:
-        pytest.skip("needs nvcc")
+        pytest.skip("needs nvcc on PATH")
     instances, numbers = [], ", ".join(["int"] * 7)
     for name in cuda.names()[:-1]:
         io = "Bf16" if "Bf16" in name else "float"
@@ -164,7 +164,10 @@ def test_the_kernels_compile_for_gpus_without_spilling(architecture: str, tmp_pa
     assert len(registers) == len(cuda.names())
     assert max(registers) <= 128
     assert set(spills) == {0}
-    assert 3 * (cuda.tile_of(70, 70, 64).shared_bytes(5, gradient=False) + 1024) <= 164 * 1024
+    tile = cuda.tile_of(70, 70, 64)
+    assert 3 * (tile.shared_bytes(5, gradient=False) + 1024) <= 164 * 1024
+    # What the smallest of them, sm_89, gives a block.
+    assert max(tile.shared_bytes(5, gradient=gradient) for gradient in (False, True)) <= 99 * 1024
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -2,9 +2,10 @@
 // the gradients of the filters. README.md has the equations. No header is included, so that any compiler of CUDA C++ takes
 // the file as it is; the tests also compile it for the processor, with threads as fibers.
 //
-// A block works on one tile of one plane, and blocks of the same plane follow each other: `tile_rows` x `tile_columns` cells of 2 x 2 pixels. Shared memory holds the
-// tile's pixels and its four bands, both with the halo that k x k filters need. A thread makes strips of ROWS cells below
-// each other: what it loads of a row of shared memory then serves up to ROWS outputs.
+// A block works on one tile of one plane, `tile_rows` x `tile_columns` cells of 2 x 2 pixels, and blocks of the same plane
+// follow each other. Shared memory holds the tile's pixels and its four bands, both with the halo that k x k filters need.
+// A thread makes strips of ROWS cells below each other: what it loads of a row of shared memory then serves up to ROWS
+// outputs.
 
 typedef unsigned short u16;
 typedef unsigned int u32;
