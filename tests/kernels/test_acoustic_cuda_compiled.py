@@ -1,7 +1,7 @@
 """The on-chip kernels compiled for GPUs: registers, spills and shared memory, and which kernels a model gets.
 
 A few instances are compiled always; `HPFWI_COMPILE_ALL=1 pytest tests/kernels/test_acoustic_cuda_compiled.py` compiles
-every one, for about an hour of processor time.
+every one of over a thousand, for about two hours of processor time.
 """
 
 import itertools
@@ -47,8 +47,8 @@ EVERY = tuple(
     if (one[4] != "CLUSTER" or one[0] == "sm_90") and (one[5] != "UNWIND" or not one[6])
 )
 MOST_SPILLED_BYTES = {2: 128, 4: 256, 8: 768}
-"""By rows of a tile: numbers that stay the same for all steps, read back once a row. None were more when this was
-written, at order 8 in the adjoint."""
+"""By rows of a tile: numbers that stay the same for all steps. In a sample of instances the most were 116, 200 and 688
+bytes, all at order 8 in the adjoint."""
 
 
 @pytest.mark.parametrize("instance", EVERY if os.environ.get("HPFWI_COMPILE_ALL") else ALWAYS, ids=str)
