@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hpfwi import checkpoints
-from hpfwi.errors import NumericsError, RunClusterError, Stopped
+from hpfwi.errors import DataError, NumericsError, RunClusterError, Stopped
 from hpfwi.parallel import (
     Abandoned,
     ClusterError,
@@ -188,7 +188,7 @@ class _Run:
             return None
         except Abandoned:
             return None
-        except (ClusterError, RunClusterError, NumericsError):
+        except (ClusterError, RunClusterError, NumericsError, DataError):
             self.leave(group)  # the state is the one before this step
             raise
         finally:
@@ -234,13 +234,16 @@ class _Run:
     def _run(self, group: Group, iteration: int, sizes: list[int]) -> IterationResult:
         """Items 0 … of a step or a validation.
 
-        raises  NumericsError: one of them left the range of numbers; RunClusterError: one that no worker can compute
+        raises  NumericsError: one of them left the range of numbers; DataError: a sample that cannot be read;
+                RunClusterError: one that no worker can compute
         """
         try:
             result = group.run(iteration, range(len(sizes)), [float(size) for size in sizes])
         except (GroupLost, Abandoned):
             raise
         except ClusterError as error:
+            if f" {DataError.__name__}: " in str(error):
+                raise DataError(f"Training cannot go on: {error}") from error
             if NumericsError.__name__ not in str(error):
                 raise self._about_samples(error, iteration) from error
             raise NumericsError(

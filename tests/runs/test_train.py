@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typer.testing import CliRunner
 
 from hpfwi import checkpoints, parallel
 from hpfwi.cli import app
-from hpfwi.errors import NumericsError, Stopped
+from hpfwi.errors import DataError, NumericsError, Stopped
 from hpfwi.parallel import GroupLost
 from hpfwi.run_folder import RunFolder, read_events
 from hpfwi.stop import Stop
@@ -232,6 +234,22 @@ def test_the_number_of_workers_changes_no_bit(trained: RunTraining, whole: Path,
     path = trained(tmp_path, stop_after=2)
     gone_on(path, 4, cluster__workers=2)
     assert bits(gone_on(path, cluster__workers=3)) == bits(whole)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_damaged_store_ends_the_run_with_one_sentence_about_it(
+    trained: RunTraining, store: PairStore, tmp_path: Path, damage: str
+) -> None:
+    copied = tmp_path / "damaged.zarr"
+    shutil.copytree(store.path, copied)
+    (shard,) = (path for path in (copied / "records" / "c").rglob("*") if path.is_file())
+    if damage == "missing":
+        shard.unlink()
+    else:
+        os.truncate(shard, 1000)
+    with pytest.raises(DataError, match=r"^Training cannot go on: .* DataError: .*damaged\.zarr") as caught:
+        trained(tmp_path, data__pairs=copied)
+    assert "Nothing was applied" in str(caught.value)
 
 
 def losses(path: Path) -> list[float]:
