@@ -113,8 +113,8 @@ KINDS = (
     ("cosine pooling", ("multi_frequency_pool", "adaptive_max_pool", "adaptive_avg_pool")),
     ("batch norm and activation", ("normalised_activation", "batch_norm", "prelu", "relu", "threshold", "clamp_min")),
     ("grouped windows, fused", ("grouped_convolution",)),
-    ("max and average pooling", ("max_pool2d", "avg_pool2d")),
-    ("resampling", ("upsample",)),
+    ("max and average pooling", ("max_pool2d", "avg_pool2d", "half_maximum", "average_pool")),
+    ("resampling", ("upsample", "bilinear")),
     ("optimiser", ("adam", "addcdiv", "addcmul", "lerp", "sqrt", "zero_grad")),
     ("memory", ("copy_", "fill_", "zero_", "empty", "clone", "contiguous", "cat")),
 )

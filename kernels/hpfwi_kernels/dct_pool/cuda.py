@@ -27,16 +27,18 @@ def available() -> bool:
 
 
 def forward(
-    x: Any, frequencies: Frequencies, side: int, mean: Any, high: Any, low: Any, positions: Any, *, stream: int = 0
-) -> None:
+    x: Any, frequencies: Frequencies, side: int, mean: Any, high: Any, low: Any, positions: Any, *, stream: int = 0,
+    gpu: int = 0,
+) -> None:  # fmt: skip
     """Fill mean, high and low [plane] and int32 positions [plane, 2, frequency] for x [plane, row, column].
 
     All are device arrays: anything with the CUDA array interface, such as torch tensors; contiguous. Positions of zero
-    planes are not looked for. `stream` is the address of the stream to run in, 0 for the default one.
+    planes are not looked for. `stream` is the address of the stream to run in, 0 for the default one; `gpu` is the
+    number of the current GPU, on which the plan's arrays are kept.
     """
     planes, rows, columns = x.shape
     dtype = np.dtype(str(x.dtype).removeprefix("torch."))
-    device, lines = _on_device(rows, columns, tuple(frequencies), side, dtype)
+    device, lines = _on_device(rows, columns, tuple(frequencies), side, dtype, gpu)
     kernel = _forward_kernel(lines, side, len(frequencies), dtype.name, positions.shape[0] > 0)
     slices = max(1, THREADS // side)
     kernel[planes, (side, slices), _stream(stream)](
@@ -48,12 +50,12 @@ def forward(
 
 def gradient(
     x_gradient: Any, positions: Any, frequencies: Frequencies, side: int, mean: Any, high: Any, low: Any, *,
-    stream: int = 0,
+    stream: int = 0, gpu: int = 0,
 ) -> None:  # fmt: skip
     """Fill the gradient of x [plane, row, column] from those of mean, maximum and minimum [plane]."""
     planes, rows, columns = x_gradient.shape
     dtype = np.dtype(str(x_gradient.dtype).removeprefix("torch."))
-    device, _ = _on_device(rows, columns, tuple(frequencies), side, dtype)
+    device, _ = _on_device(rows, columns, tuple(frequencies), side, dtype, gpu)
     kernel = _gradient_kernel(side, len(frequencies), dtype.name)
     kernel[planes, THREADS, _stream(stream)](
         _array(x_gradient), device["weight"], device["row_bins"], device["row_weight"], device["column_bins"],
@@ -73,9 +75,9 @@ def _array(memory: Any) -> Any:
 
 @functools.lru_cache(maxsize=32)
 def _on_device(
-    rows: int, columns: int, frequencies: tuple[tuple[int, int], ...], side: int, dtype: np.dtype
+    rows: int, columns: int, frequencies: tuple[tuple[int, int], ...], side: int, dtype: np.dtype, gpu: int
 ) -> tuple[dict[str, Any], int]:
-    """The plan's arrays on the current GPU, copied once, and the number of distinct row frequencies."""
+    """The plan's arrays on the current GPU, number `gpu`, copied once, and how many row frequencies are distinct."""
     plan = plan_of(rows, columns, frequencies, side, dtype)
     names = ("weight", "row_bins", "row_weight", "column_bins", "row_factor", "column_factor", "pairs")
     indices = {"row_bins", "column_bins", "pairs"}

@@ -87,7 +87,7 @@ def _(x: Tensor, frequencies: Sequence[int], side: int, positions: bool) -> tupl
     with torch.cuda.device(x.device):
         _gpu().forward(
             planes, _pairs(frequencies), side, mean.view(-1), high.view(-1), low.view(-1), cells.view(-1, 2, count),
-            stream=torch.cuda.current_stream().cuda_stream,
+            stream=torch.cuda.current_stream().cuda_stream, gpu=torch.cuda.current_device(),
         )  # fmt: skip
     return mean.to(x.dtype), high.to(x.dtype), low.to(x.dtype), cells
 
@@ -136,7 +136,7 @@ def _(
     with torch.cuda.device(mean.device):
         _gpu().gradient(
             out, positions.contiguous().flatten(0, 1), _pairs(frequencies), side, *parts,
-            stream=torch.cuda.current_stream().cuda_stream,
+            stream=torch.cuda.current_stream().cuda_stream, gpu=torch.cuda.current_device(),
         )  # fmt: skip
     return out.view(*mean.shape, rows, columns).to(mean.dtype)
 
