@@ -22,6 +22,8 @@ from hpfwi_cluster.watch import Watch
 
 _GROW_EVERY_S = 5.0
 """Time between two looks at the cluster's free resources."""
+_DEATHS_AT_THE_START = 5
+"""Workers that may die before a group is complete: one by accident, but not one after the other."""
 
 
 class Crew:
@@ -61,16 +63,22 @@ class Crew:
         while len(self._coming) < self._workers:
             self._hire()
         limit_s = self._settings.start_timeout_s
-        arrived, problems = members.welcome(self._coming, limit_s)
-        if problems:
-            raise StartFailed(problems[0])
-        if len(arrived) < least:
+        deadline_s = time.monotonic() + limit_s
+        while len(self.members) < self._workers and time.monotonic() < deadline_s:
+            arrived, unfit, dead = members.welcome(self._coming, members.SLICE_S)
+            self._join(arrived)
+            for problem in unfit.values():
+                raise StartFailed(problem)
+            for member, problem in dead.items():
+                self._drop(member, problem)
+                if len(self.lost) >= _DEATHS_AT_THE_START:
+                    raise StartFailed(f"{problem} It was the last of {len(self.lost)}: see what Ray logged about them.")
+        if len(self.members) < least:
             free, total = ray.available_resources().get("CPU", 0), ray.cluster_resources().get("CPU", 0)
             raise StartFailed(
-                f"{len(arrived)} of {least} workers started within {limit_s:g} s, with {free:g} of {total:g} CPUs left "
-                "free: ask for fewer workers, free resources or raise start_timeout_s."
+                f"{len(self.members)} of {least} workers started within {limit_s:g} s, with {free:g} of {total:g} CPUs "
+                "left free: ask for fewer workers, free resources or raise start_timeout_s."
             )
-        self._join(arrived)
 
     def close(self) -> None:
         """End every worker."""
@@ -170,18 +178,18 @@ class Crew:
             return []
         ray.wait([member.built for member in self._coming], num_returns=1, timeout=timeout_s)
         ready = [member for member in self._coming if ray.wait([member.built], timeout=0)[0]]
-        arrived, problems = members.welcome(ready, None)
-        for member in ready:
-            if member not in arrived:
-                self._coming.remove(member)
-                self._drop(member, " ".join(problems))
+        arrived, unfit, dead = members.welcome(ready, None)
+        for member, problem in (unfit | dead).items():
+            self._drop(member, problem)
         return arrived
 
     def _drop(self, member: Member, why: str) -> None:
         """Give up a newcomer that failed before it joined, and ask for another while the limit allows."""
+        self._coming = [other for other in self._coming if other is not member]
         members.dismiss(member)
-        self._say(f"Replacement not used: {why.rstrip('.')}.")
-        if self._replaced < self._settings.restart_limit:
+        again = self._replaced < self._settings.restart_limit
+        self._say(f"{why.rstrip('.')}; {'another one is started' if again else 'restart_limit is spent'}.")
+        if again:
             self._replaced += 1
             self._hire()
 

@@ -139,20 +139,22 @@ def room(threads: int, settings: ClusterSettings) -> int:
     return min(places, int(free.get("GPU", 0))) if settings.device == "cuda" else places
 
 
-def welcome(members: list[Member], timeout_s: float | None) -> tuple[list[Member], list[str]]:
-    """Wait until the members have built their tasks; return those fit to join, and why others are not.
+def welcome(
+    members: list[Member], timeout_s: float | None
+) -> tuple[list[Member], dict[Member, str], dict[Member, str]]:
+    """Wait until the members have built their tasks; return those fit to join, those unfit, those that died.
 
     A worker that runs other versions than this process is unfit: its bits would differ.
     """
     answers = collect({member.built: member for member in members}, timeout_s)
-    problems = [str(error) for error in answers.errors.values()]
-    problems += [f"Worker {member.worker} died while it started." for member in answers.dead]
+    unfit = {member: str(error) for member, error in answers.errors.items()}
+    dead = {member: f"Worker {member.worker} died while it started ({why})." for member, why in answers.dead.items()}
     for member, hello in answers.values.items():
         if hello.versions != versions():
-            problems.append(
+            unfit[member] = (
                 f"Worker {member.worker} on {hello.host} runs {hello.versions}, this process {versions()}: results "
                 "would depend on who computed them; install the same versions on every node."
             )
         else:
             member.hello = hello
-    return [member for member in members if member.hello is not None], problems
+    return [member for member in members if member.hello is not None], unfit, dead

@@ -29,6 +29,7 @@ class Chaotic:
         self.orders = Path(orders)
         self.values = np.linspace(0.1, 1.0, SIZE)
         self.iteration = 0
+        self._obey("build")
 
     def begin(self, iteration: int) -> None:
         self.iteration = iteration

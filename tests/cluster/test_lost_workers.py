@@ -201,6 +201,16 @@ def test_an_item_far_too_late_costs_its_worker(start: Any, orders: Path, expecte
 
 @ray
 @pytest.mark.slow
+def test_a_worker_that_dies_while_the_group_starts_is_replaced(start: Any, orders: Path) -> None:
+    (orders / "build").touch()
+    group = start(1, max_workers=None)
+    assert "died while it started (its process died); another one is started" in group._crew.lost[0]
+    assert len(group._crew.members) == 1
+    group.close()
+
+
+@ray
+@pytest.mark.slow
 def test_stopping_gives_an_iteration_up_and_changes_nothing(group: Any, orders: Path, expected: list[bytes]) -> None:
     first = totals(group, range(1))
     before = group.state()["values"].tobytes()
