@@ -345,6 +345,7 @@ def test_odd_sizes_and_several_shots_equal_the_reference(shape: tuple[int, ...],
         assert distance(result, right) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [4, 8])
 def test_blocks_that_no_layer_touches_in_3d(order: int, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_streaming_layout, "SHORTEST_RUN", 4)
@@ -394,3 +395,39 @@ def test_the_field_run_backwards_from_its_ring(machine: Machine) -> None:
             for (first, last), (low, _) in zip(survey.problem.core, survey.scheme.widths, strict=True)
         )
         assert distance(result[core], stored[core].astype(np.float64)) < 1e-5
+
+
+BREAKS = {
+    "no barrier between a plane's halo and its update": (
+        3,
+        "        __syncthreads();\n        if (z + 1 < end) {",
+        "        if (z + 1 < end) {",
+    ),
+    "no barrier before what a source adds": (
+        2,
+        "    if (begin == end) return;\n    __syncthreads();",
+        "    if (begin == end) return;",
+    ),
+    "a halo of one row less": (3, "halo.any = me < rows + 2 * SIDE;", "halo.any = me >= SIDE && me < rows + 2 * SIDE;"),
+    "a block that takes itself for an inner one": (
+        2,
+        "from[axis] >= p.inner_low[axis]",
+        "from[axis] + 32 > p.inner_low[axis]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_what_is_broken_is_seen(name: str, tmp_path: Path) -> None:
+    dimensions, right, wrong = BREAKS[name]
+
+    def edit(text: str) -> str:
+        assert text.count(right) == 1
+        return text.replace(right, wrong)
+
+    survey = survey_of(dimensions, shape={2: (45, 150), 3: (4, 33, 6)}[dimensions], samples=20)
+    expected = truth(survey)[0]
+    broken = Machine(tmp_path, edit)
+    with np.errstate(all="ignore"):
+        results = [survey.forward(broken, order=order)["records"] for order in (0, 1)]
+    assert max(distance(np.nan_to_num(result, nan=1e30), expected) for result in results) > 1e-3

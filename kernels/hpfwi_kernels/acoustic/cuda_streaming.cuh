@@ -1,7 +1,7 @@
 // What the streaming kernels share: the call's description, vectors of four cells, differences, layers, points, tiles.
 //
-// Fields are pitched: cell (z, y, x) of a shot lies at ORIGIN + (z + R) plane + y pitch + x, in a frame of zeros or, in
-// two dimensions, of images. Memories of absorbing layers are packed: only the cells a layer acts on, face by face.
+// Fields are pitched: cell (z, y, x) of a shot lies z plane + y pitch + x floats after its first cell, in a frame of zeros
+// or, in two dimensions, of images. Memories of absorbing layers are packed: only the cells a layer acts on, face by face.
 #pragma once
 #ifdef __CUDACC__
 #define TWO_BLOCKS __launch_bounds__(256, 2)  // on a multiprocessor at the same time: at most 128 registers
@@ -11,7 +11,6 @@
 #endif
 
 constexpr int LANES = 4;     // cells along x that a thread updates, and the margin on both ends of a packed row
-constexpr int ORIGIN = 32;   // floats before the first cell's plane of guards
 constexpr int THREADS = 256;
 constexpr long long NOWHERE = -(1LL << 62);
 

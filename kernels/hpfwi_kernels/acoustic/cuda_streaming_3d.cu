@@ -18,7 +18,7 @@ struct Halo {
     bool any;
 };
 
-template <int R, bool INNER>
+template <int R>
 __device__ inline Halo halo_of(const Params& p, const int* from) {
     const int me = threadIdx.x, rows = 2 * R * SIDE, row = me < rows ? me / SIDE : (me - rows) / 2;
     Halo halo;
@@ -61,7 +61,7 @@ __device__ inline void march(const Params& p, int parity, int shot, int step, co
     const bool mine = INNER || (left < valid && (WAY == REWIND ? y >= low[1] && y < high[1] : y < p.n[1]));
     const bool whole = INNER || (left == 0 && valid == LANES), aligned = p.aligned && whole;
     const long long kept = ((long long)shot * p.slots + (step - p.begin) / p.every) * p.cells;
-    const Halo halo = halo_of<R, INNER>(p, from);
+    const Halo halo = halo_of<R>(p, from);
     float* const own = memory + (R + down) * ROW + LANES + across * LANES;
     constexpr int PLANE = (SIDE + 2 * R) * ROW;
     constexpr int HELD = INNER || R <= 2 ? R : 0;  // vectors held above, and below
