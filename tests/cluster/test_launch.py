@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in started:
         end_processes([process.pid, *descendants(process.pid)], 5.0)
         process.communicate()
+    for rank in range(2):
+        shutil.rmtree(temporary(rank), ignore_errors=True)
 
 
 def temporary(rank: int) -> Path:
