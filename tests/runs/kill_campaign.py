@@ -349,7 +349,10 @@ def main() -> int:
     assert cluster.stdin is not None
     assert cluster.stdout is not None
     try:
-        campaign = Campaign(asked.folder, asked.seed, cluster, cluster.stdout.readline().strip())
+        address = cluster.stdout.readline().strip()
+        if not address:
+            raise RuntimeError("Ray did not start; is the machine overloaded?")
+        campaign = Campaign(asked.folder, asked.seed, cluster, address)
         while campaign.kills < asked.kills and time.monotonic() - began_s < asked.limit_s:
             kind = ("inversion", "training")[campaign.count["runs"] % 2]
             campaign.one_run(kind, min(asked.per_run, asked.kills - campaign.kills))
