@@ -22,7 +22,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/acoustic.py
 
 # The kernels on this machine's NVIDIA GPU: tests and benchmarks, one table. Needs no environment of ours: any Python with
-# NumPy, SciPy, torch, Numba, CuPy and pytest does (make gpu PYTHON=...); OUT is the folder of the JSON.
+# NumPy, torch, Numba, CuPy and pytest does (make gpu PYTHON=...); OUT is the folder of the JSON.
 gpu:
 	PYTHONPATH=kernels $(PYTHON) benchmarks/gpu.py $(if $(OUT),--out $(OUT))
 

@@ -1,6 +1,6 @@
 """The kernels' GPU tests and benchmarks in one command, with one table at the end: `make gpu`.
 
-Needs an NVIDIA GPU, and of Python NumPy, SciPy, torch, Numba, CuPy and pytest; sweep-solver and deepwave are timed
+Needs an NVIDIA GPU, and of Python NumPy, torch, Numba, CuPy and pytest; sweep-solver and deepwave are timed
 where they are installed, and compute-sanitizer looks over small cases where it is. Every case and every test file runs
 in a process of its own: what fails is said in the table, and the rest goes on.
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("numpy", "scipy", "torch", "numba", "cupy-cuda12x", "cupy-cuda13x", "pytest", "sweep-solver", "deepwave")
+PACKAGES = ("numpy", "torch", "numba", "cupy-cuda12x", "cupy-cuda13x", "pytest", "sweep-solver", "deepwave")
 TESTS = (
     "test_acoustic_cuda_op.py", "test_acoustic_cuda_streaming_gpu.py", "test_haar_cuda.py", "test_dct_pool_cuda.py",
 )  # fmt: skip
@@ -36,7 +36,7 @@ HEADERS = ("case", "kind", "hpfwi ms", "±", "rate", "peer", "peer ms", "ratio",
 
 def missing() -> str | None:
     """One sentence about what a run needs and has not got; None where everything is there."""
-    packages = "install NumPy, SciPy, torch, Numba, CuPy and pytest"
+    packages = "install NumPy, torch, Numba, CuPy and pytest"
     if importlib.util.find_spec("torch") is None:
         return f"No GPU can be looked for without torch; {packages}."
     import torch

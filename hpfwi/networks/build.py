@@ -44,8 +44,8 @@ class NetworkChoice(BaseModel):
     )
     kernels: Kernels = Field(
         default="fused",
-        description="The layers that cost most by our kernels ('fused') or, as published, by torch's operators one after "
-        "the other ('eager').",
+        description="The layers that cost most by our kernels ('fused') or, as published, by torch's operators one "
+        "after the other ('eager').",
     )
     as_published: bool = Field(
         default=False,

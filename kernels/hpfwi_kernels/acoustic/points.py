@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import i0
 
 from hpfwi_kernels.errors import GeometryError
 
@@ -108,7 +107,7 @@ def _axis_taps(position: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArra
     cells = base[..., None] + offsets
     distance = position[..., None] - cells
     inside = np.abs(distance) < HALF_WIDTH
-    window = i0(KAISER_B * np.sqrt(np.where(inside, 1.0 - (distance / HALF_WIDTH) ** 2, 0.0))) / i0(KAISER_B)
+    window = np.i0(KAISER_B * np.sqrt(np.where(inside, 1.0 - (distance / HALF_WIDTH) ** 2, 0.0))) / np.i0(KAISER_B)
     weights = np.where(inside, np.sinc(distance) * window, 0.0)
     # Where a point does lie on a cell the window is exactly one tap; sinc leaves rounding noise in the others.
     on_cell = distance == 0
