@@ -21,7 +21,14 @@ from hpfwi.training.edges import edge_masks
 from hpfwi.training.losses import loss_terms
 from hpfwi.training.published import published_recipe
 from hpfwi.training.replicas import statistics_of, take_total, trained_parameters, weights_of
-from hpfwi.training.settings import TrainConfig, is_training, load_train_config, resolved, samples_of
+from hpfwi.training.settings import (
+    TrainConfig,
+    is_training,
+    load_train_config,
+    require_trainable,
+    resolved,
+    samples_of,
+)
 from hpfwi.training.task import TrainingTask, noise_of, slice_sizes
 
 RECORDS, MODEL, SAMPLES, TRAIN = (3, 40, 16), (11, 15), 24, 20
@@ -251,6 +258,12 @@ def test_the_average_follows_the_weights(make: Callable[..., TrainingTask]) -> N
     step(task, 0)
     for name, value in task.weights().items():
         torch.testing.assert_close(value, 0.75 * first[name] + 0.25 * weights_of(task.network)[name])
+
+
+def test_bfloat16_is_refused_on_a_cpu(store: PairStore) -> None:
+    require_trainable(configured(store, training__precision="float32"), store)
+    with pytest.raises(ConfigError, match="is for GPUs"):
+        require_trainable(configured(store, training__precision="bfloat16"), store)
 
 
 def test_bfloat16_is_for_the_layers_alone(make: Callable[..., TrainingTask]) -> None:
