@@ -102,7 +102,7 @@ def invert(
     """Invert gathers as a TOML file or a recipe says.
 
     The gathers are read from data.observed, or simulated in the true model without it. Ctrl-C and SIGTERM stop
-    the run after an iteration, with a checkpoint and exit code 75; `hpfwi resume` goes on to the same result.
+    the run soon, with a checkpoint and exit code 75; `hpfwi resume` goes on to the same result.
     """
     _start(source, _overrides(overrides, model=model, name=name, workers=workers), overwrite)
 
