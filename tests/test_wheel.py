@@ -47,7 +47,7 @@ def test_every_source_file_is_in(package: str, wheel: zipfile.ZipFile) -> None:
     wanted = {f"{package}/{path.relative_to(folder)}" for path in folder.rglob("*.py")}
     found = {name for name in wheel.namelist() if name.startswith(f"{package}/")}
     assert wanted <= found
-    assert {Path(name).suffix for name in found} <= {".py", ".toml", ".md", ".typed", ".cu"}
+    assert {Path(name).suffix for name in found} <= {".py", ".toml", ".md", ".typed", ".cu", ".cuh"}
 
 
 def test_recipes_are_in(wheel: zipfile.ZipFile) -> None:

@@ -1,4 +1,7 @@
-"""Iterations in virtual time: against sums done by hand, against real workers, and what deaths and limits cost."""
+"""Iterations in virtual time: against sums done by hand, and what deaths and limits cost.
+
+`benchmarks/scaling.py` holds them against real workers, which takes a machine that nobody else uses.
+"""
 
 from __future__ import annotations
 
@@ -132,23 +135,3 @@ def test_the_same_seed_gives_the_same_forecast() -> None:
     work = even(40, spread=0.4, straggler_share=0.1)
     one, again, other = (forecast(work, Machine(), 6, mtbf_hours=100.0, seed=seed) for seed in (0, 0, 1))
     assert one == again != other
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_real_workers_take_as_long_as_virtual_ones() -> None:
-    """1, 2 and 3 workers whose items sleep, so that cores do not count: within 10 %, where dividing by them is not.
-
-    Between the shortest of a few real iterations and the forecast stands only what the machine costs.
-    """
-    from hpfwi_cluster.calibrate import sleeping_group
-    from hpfwi_cluster.connection import connect
-
-    costs, item_s, finish_s = (1.7, 1.3, 1.2, 1.1, 0.9, 0.6, 0.2), 0.4, 0.1
-    work = Work(item_s=item_s, costs=costs, spread=0.0, size=800, finish_s=finish_s)
-    with connect(ClusterSettings(workers=0), cores=3):
-        for workers in (1, 2, 3):
-            with sleeping_group(workers, [item_s * cost for cost in costs], 100, finish_s) as group:
-                real_s = min(group.run(turn, range(len(costs)), costs).seconds for turn in range(3))
-            assert run_iteration(work, Machine(), workers).seconds == pytest.approx(real_s, rel=0.1)
-    assert sum(costs) * item_s / 3 + finish_s < 0.9 * real_s
