@@ -45,8 +45,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpfwi.store.openfwi import create_pairs, open_pairs
+from hpfwi.store.openfwi import open_pairs
 from hpfwi.store.openfwi_families import FAMILIES, MODEL_SHAPE, RECORDS_SHAPE, physics_of
+from hpfwi.store.pair_writer import create_pairs
 from hpfwi.training.batches import Batches, LoaderSettings, batch_indices
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hpfwi.store.openfwi import PairStore, create_pairs
+from hpfwi.store.openfwi import PairStore
+from hpfwi.store.pair_writer import create_pairs
 from hpfwi.store.shards import Compression
 
 

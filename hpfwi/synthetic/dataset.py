@@ -24,7 +24,8 @@ from hpfwi.errors import ConfigError
 from hpfwi.options import options_of
 from hpfwi.parallel import ClusterSettings, GroupLost, ItemResult, State, start_generation
 from hpfwi.physics.openfwi import OpenFwiSettings, OpenFwiSimulator
-from hpfwi.store.openfwi import PairStore, PairsWriter, create_pairs, shard_samples_for
+from hpfwi.store.openfwi import PairStore
+from hpfwi.store.pair_writer import PairsWriter, create_pairs, shard_samples_for
 from hpfwi.store.shards import Compression
 from hpfwi.synthetic.families import SEG_SHAPE, default_shape, velocity_map
 

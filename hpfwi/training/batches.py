@@ -5,8 +5,8 @@ A batch is cut into slots, and a slice is what one slot computes in one step. Wh
 between steps, and a run is resumed in the middle of an epoch by naming where it was. The samples left over at the end
 of an epoch are dropped on every rank alike.
 
-Nothing is copied between processes and no memory is allocated on the way: threads `preadv` samples straight into a ring
-of buffers, which are pinned where a GPU takes them.
+Nothing is copied between processes and no memory is allocated on the way: threads read samples straight into a ring of
+buffers, which are pinned where a GPU takes them.
 """
 
 from __future__ import annotations
@@ -154,6 +154,7 @@ class Batches:
         self._readings: OrderedDict[Key, _Reading] = OrderedDict()
         self._waited_s = 0.0
         self._since: float | None = None
+        self._prepared = False
 
     def indices(self, epoch: int, step: int, slot: int) -> NDArray[np.int64]:
         """Numbers in the store of the samples of a slice, int64[sample].
@@ -242,6 +243,7 @@ class Batches:
         finally:
             with self._lock:
                 self._waited_s += time.perf_counter() - begin
+        self._prepare_once()
         return self._hand_out(key, reading)
 
     def release(self, taken: Slice) -> None:
@@ -272,6 +274,13 @@ class Batches:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _prepare_once(self) -> None:
+        """Have a thread make the store ready for many samples, when the first slice no longer waits for it."""
+        with self._lock:
+            prepared, self._prepared = self._prepared, True
+        if not prepared:
+            self._pool.submit(self._store.prepare)
 
     def _spare(self) -> _Buffer:
         """A buffer that nobody uses; the caller holds the lock."""

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hpfwi.errors import ConfigError, DataError
-from hpfwi.store.openfwi import PairStore, create_pairs
+from hpfwi.store.openfwi import PairStore
+from hpfwi.store.pair_writer import create_pairs
 from hpfwi.training.batches import Batches, LoaderSettings, batch_indices, order, slice_of, steps_per_epoch
 
 SAMPLES, RECORDS, MODEL = 60, (2, 20, 6), (5, 6)

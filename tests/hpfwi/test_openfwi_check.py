@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from hpfwi.errors import DataError
-from hpfwi.store.openfwi import PairStore, create_pairs, open_pairs
+from hpfwi.store.openfwi import PairStore, open_pairs
 from hpfwi.store.openfwi_families import FAMILIES, physics_of
 from hpfwi.store.pair_check import FIRST_OF_WAVELET, inspect_pairs, verify_pairs
+from hpfwi.store.pair_writer import create_pairs
 
 SAMPLES, RECORDS, MODEL = 24, (3, 8, 6), (5, 6)
 PHYSICS = physics_of(FAMILIES[0], RECORDS, MODEL)

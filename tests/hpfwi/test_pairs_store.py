@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -17,13 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from hpfwi.errors import DataError
-from hpfwi.store import openfwi, page_cache, pair_values, shards
-from hpfwi.store.openfwi import PairStore, PairsWriter, create_pairs, open_pairs
-from hpfwi.store.shards import ABSENT, Layout, ShardReader
+from hpfwi.store import page_cache, pair_values, pair_writer, shard_reader
+from hpfwi.store.openfwi import PairStore, open_pairs
+from hpfwi.store.pair_writer import PairsWriter, create_pairs
 
 SAMPLES, RECORDS, MODEL, SHARD = 25, (2, 20, 6), (5, 6), 10
 PHYSICS: dict[str, Any] = {
@@ -86,39 +83,6 @@ def test_what_is_written_is_read_back_and_zarr_reads_the_same(tmp_path: Path, dt
     assert (array.chunks, array.shards) == ((1, *RECORDS), (SHARD, *RECORDS))
     other: Any = group["models"]
     assert np.array_equal(other[:], models)
-
-
-@given(
-    shape=st.tuples(st.integers(1, 9), st.integers(1, 5), st.integers(1, 4)),
-    shard=st.integers(1, 5),
-    dtype=st.sampled_from(["float32", "float16"]),
-    compression=st.sampled_from(["none", "lz4"]),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_shards_of_zarr_are_read_and_ours_are_read_by_zarr(
-    tmp_path: Path, shape: tuple[int, int, int], shard: int, dtype: str, compression: Any, seed: int
-) -> None:
-    shutil.rmtree(tmp_path / "a", ignore_errors=True)
-    layout = Layout(shape, shard, dtype, compression)
-    expected = np.random.default_rng(seed).normal(size=shape).astype(dtype)
-    for name in ("theirs", "ours"):
-        shards.create_array(tmp_path / "a", name, layout)
-        assert shards.read_layout(tmp_path / "a" / name) == layout
-        array: Any = zarr.open_array(str(tmp_path / "a" / name), mode="r+")
-        if name == "theirs":
-            array[:] = expected
-        else:
-            for number in range(layout.shards):
-                rows = expected[layout.samples_of(number).start : layout.samples_of(number).stop]
-                shards.write_shard(tmp_path / "a" / name / layout.file_of(number), rows, layout)
-            assert np.array_equal(array[:], expected)
-        for mapped in (False, True):
-            reader = ShardReader(tmp_path / "a" / name, layout, mapped)
-            out = np.full(shape[1:], np.nan, np.float32)
-            for sample in range(shape[0]):
-                reader.read_into(sample, out)
-                assert np.array_equal(out, expected[sample].astype(np.float32))
 
 
 def test_a_store_says_what_it_holds(store: PairStore) -> None:
@@ -327,68 +291,6 @@ def test_impossible_stores_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def shard_file(store: PairStore, name: str = "records", shard: int = 1) -> Path:
-    return store.path / name / "c" / str(shard) / ("0/0/0" if name == "records" else "0/0")
-
-
-def rewrite_index(file: Path, row: int, offset: int, length: int) -> None:
-    """Give one sample of a shard another place, with a checksum that is right."""
-    import google_crc32c
-
-    content = bytearray(file.read_bytes())
-    start = len(content) - 4 - 16 * SHARD
-    content[start + 16 * row : start + 16 * row + 16] = np.array([offset, length], "<u8").tobytes()
-    content[-4:] = google_crc32c.value(bytes(content[start:-4])).to_bytes(4, "little")
-    file.write_bytes(content)
-
-
-SAMPLE_BYTES = 2 * 20 * 6 * 4
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lambda file: file.unlink(), r"Shard .*records/c/1/0/0/0 cannot be opened \(No such file"),
-        (lambda file: file.write_bytes(b"short"), "has 5 bytes, fewer than its index alone"),
-        (lambda file: file.write_bytes(file.read_bytes()[:-7]), "index of shard .* does not match its checksum"),
-        (lambda file: file.write_bytes(file.read_bytes()[10:]), r"Sample 9 of shard .* claims bytes 8640 to 9600"),
-        (lambda file: rewrite_index(file, 3, 0, SAMPLE_BYTES + 4), "Sample 3 of shard .* claims bytes 0 to 964"),
-        (lambda file: rewrite_index(file, 3, 2**63, SAMPLE_BYTES), "Sample 3 of shard .* claims bytes"),
-        (lambda file: rewrite_index(file, 3, 9000, SAMPLE_BYTES), "claims bytes 9000 to 9960 of a file with 9600"),
-        (lambda file: rewrite_index(file, 3, ABSENT, ABSENT), "does not hold its sample 3"),
-    ],
-)
-def test_a_damaged_shard_is_named(store: PairStore, damage: Callable[[Path], None], words: str) -> None:
-    damage(shard_file(store))
-    assert np.array_equal(store.read([0, 24])[0], values()[0][[0, 24]])
-    with pytest.raises(DataError, match=words):
-        store.read([13])
-
-
-@pytest.mark.parametrize("place", [4, 12, 0, 40])
-def test_a_compressed_sample_that_claims_more_than_it_holds(tmp_path: Path, place: int) -> None:
-    """Bytes 4 to 8 claim the unpacked size, 12 to 16 the packed one; byte 0 is the version, byte 40 content."""
-    store = fill(begin(tmp_path / "toy.zarr", compression="lz4")).finish()
-    file = shard_file(store)
-    content = bytearray(file.read_bytes())
-    content[place : place + 4] = b"\xff\xff\xff\x7f"
-    file.write_bytes(content)
-    if place == 40:  # it may unpack to something else: that is for `verify` to find
-        with contextlib.suppress(DataError):
-            assert store.read([10])[0].shape == (1, *RECORDS)
-        return
-    words = "cannot be unpacked" if place == 0 else "claims to unpack"
-    with pytest.raises(DataError, match=rf"Sample 0 of shard .*records/c/1/0/0/0 {words}"):
-        store.read([10])
-
-
-def test_a_shard_that_is_cut_while_it_is_open(store: PairStore) -> None:
-    assert np.array_equal(store.read([10])[0][0], values()[0][10])
-    os.truncate(shard_file(store), 5000)
-    with pytest.raises(DataError, match=r"records/c/1/0/0/0 (ends in the middle of a sample|became shorter since)"):
-        store.read([19])
-
-
 def test_a_store_is_mapped_where_it_stays_in_memory(store: PairStore, monkeypatch: pytest.MonkeyPatch) -> None:
     size = SAMPLES * (4 * 2 * 20 * 6 + 4 * 5 * 6)
     for memory, mapped in ((2 * size - 1, False), (2 * size, True)):
@@ -401,7 +303,7 @@ def test_a_store_is_mapped_where_it_stays_in_memory(store: PairStore, monkeypatc
 def test_samples_are_asked_for_before_they_are_read(store: PairStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once where files stay in memory, else every time; what does not exist is left to whoever reads it."""
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(shards._ShardFile, "expect", lambda self, *place: asked.append(place))
+    monkeypatch.setattr(shard_reader._ShardFile, "expect", lambda self, *place: asked.append(place))
     for _ in range(2):
         store._models.expect([3, 12])
     size = 4 * MODEL[0] * MODEL[1]
@@ -417,55 +319,9 @@ def test_samples_that_do_not_exist(store: PairStore) -> None:
             store.read([sample])
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("samples", 10**12, "does not match its own sha256"),
-        ("format", "other", "is 'other' version 2, and this program reads 'hpfwi-pairs' versions 1 and 2"),
-        ("version", 3, "is 'hpfwi-pairs' version 3, and this program reads 'hpfwi-pairs' versions 1 and 2"),
-    ],
-)
-def test_a_manifest_that_was_changed(store: PairStore, key: str, value: Any, words: str) -> None:
-    file = store.path / "zarr.json"
-    group = json.loads(file.read_text())
-    group["attributes"][key] = value
-    file.write_text(json.dumps(group))
-    with pytest.raises(DataError, match=words):
-        open_pairs(store.path)
-
-
-def test_arrays_that_contradict_the_manifest(store: PairStore) -> None:
-    file = store.path / "records" / "zarr.json"
-    text = file.read_text()
-    file.write_text(text.replace("20,", "21,"))
-    with pytest.raises(DataError, match=r"records/zarr\.json contradicts the manifest|not one that hpfwi writes"):
-        open_pairs(store.path)
-    file.write_text(text.replace('"crc32c"', '"other"'))
-    with pytest.raises(DataError, match="is a Zarr array, but not one that hpfwi writes"):
-        open_pairs(store.path)
-    file.write_text("{")
-    with pytest.raises(DataError, match=r"records/zarr\.json cannot be read"):
-        open_pairs(store.path)
-
-
-def test_what_is_no_store_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
-        open_pairs(tmp_path / "nothing.zarr")
-    with pytest.raises(DataError, match=r"is no store of pairs \(it has no zarr\.json\)"):
-        open_pairs(tmp_path)
-    zarr.create_group(str(tmp_path / "other.zarr"))
-    with pytest.raises(DataError, match="is no store of pairs"):
-        open_pairs(tmp_path / "other.zarr")
-    (tmp_path / "toy.zarr.part").mkdir()
-    with pytest.raises(DataError, match=r"toy\.zarr\.part is no unfinished store of pairs"):
-        open_pairs(tmp_path / "toy.zarr")
-    with pytest.raises(DataError, match="delete it and start again"):
-        begin(tmp_path / "toy.zarr")
-
-
 def test_a_store_may_be_pickled_and_read_from_many_threads(store: PairStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for one open file only, threads that read from others keep theirs."""
-    monkeypatch.setattr(shards, "OPEN_FILES", 1)
+    monkeypatch.setattr(shard_reader, "OPEN_FILES", 1)
     records, _ = values()
     before = len(os.listdir("/proc/self/fd"))
     copies = [pickle.loads(pickle.dumps(store))]
@@ -505,4 +361,4 @@ def test_statistics_do_not_depend_on_the_cut() -> None:
         pair_values.sums_of(part, as_float16=False) for part in np.array_split(rows, [1, 5, 6])
     )
     assert parts == pytest.approx(whole, rel=1e-12)
-    assert openfwi.shard_samples_for(3, 8) == 3
+    assert pair_writer.shard_samples_for(3, 8) == 3

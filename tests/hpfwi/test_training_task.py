@@ -15,7 +15,8 @@ from hpfwi.config import training_recipe_names
 from hpfwi.errors import ConfigError, DataError, NumericsError
 from hpfwi.networks.build import build_network
 from hpfwi.networks.velocitygan import VelocityGan
-from hpfwi.store.openfwi import PairStore, create_pairs
+from hpfwi.store.openfwi import PairStore
+from hpfwi.store.pair_writer import create_pairs
 from hpfwi.training.batches import Slice
 from hpfwi.training.edges import edge_masks
 from hpfwi.training.losses import loss_terms

@@ -307,7 +307,7 @@ def lines_of(path: Path) -> int:
 
 def pairs(folder: Path) -> Path:
     """Write made-up pairs to train on."""
-    from hpfwi.store.openfwi import create_pairs
+    from hpfwi.store.pair_writer import create_pairs
 
     draw, samples = np.random.default_rng(0), 24
     names = ("dx_m", "dz_m", "dt_s", "peak_hz", "sources_m", "receivers_m", "records_unit")

@@ -25,7 +25,7 @@ import pytest
 
 from hpfwi import checkpoints
 from hpfwi.run_folder import is_done, read_events
-from hpfwi.store.openfwi import create_pairs
+from hpfwi.store.pair_writer import create_pairs
 from hpfwi_cluster.ray_node import start_child
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]

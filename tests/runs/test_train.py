@@ -21,7 +21,8 @@ from hpfwi.errors import DataError, NumericsError, Stopped
 from hpfwi.parallel import GroupLost
 from hpfwi.run_folder import RunFolder, read_events
 from hpfwi.stop import Stop
-from hpfwi.store.openfwi import PairStore, create_pairs
+from hpfwi.store.openfwi import PairStore
+from hpfwi.store.pair_writer import create_pairs
 from hpfwi.training import train as loop
 from hpfwi.training.settings import load_train_config, resolved
 from hpfwi.training.train import train

@@ -13,7 +13,7 @@ import pytest
 
 from hpfwi import checkpoints
 from hpfwi.run_folder import read_events
-from hpfwi.store.openfwi import create_pairs
+from hpfwi.store.pair_writer import create_pairs
 
 RECORDS, MODEL, SAMPLES = (3, 40, 16), (11, 15), 22
 NAMES = ("dx_m", "dz_m", "dt_s", "peak_hz", "sources_m", "receivers_m", "records_unit")

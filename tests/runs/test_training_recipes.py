@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from hpfwi.cli import app
 from hpfwi.config import training_recipe_names
-from hpfwi.store.openfwi import PairStore, create_pairs
+from hpfwi.store.openfwi import PairStore
+from hpfwi.store.pair_writer import create_pairs
 from hpfwi.training.settings import load_train_config
 
 RECORDS, MODEL, SAMPLES, TRAIN = (5, 40, 16), (11, 15), 14, 12
