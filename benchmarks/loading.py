@@ -219,7 +219,9 @@ def main() -> None:
     """Read the options, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=400, help="pairs of 1.42 MB, each format holds them all (400)")
-    parser.add_argument("--batches", nargs="+", type=int, default=[20, 64, 256], help="batch sizes, at most 500 (20 64 256)")
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=[20, 64, 256], help="batch sizes, at most 500 (20 64 256)"
+    )
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="reader threads (1 2)")
     parser.add_argument("--codes", nargs="+", choices=list(CODES), default=list(CODES))
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats (5)")
