@@ -4,7 +4,7 @@ Both codes start from torch tensors and end with records, or with records and th
 step, one inner step per sample, the same order and C-PML, and the same steps entering the gradient: every one, or every
 K-th with `--store-every K`. `--store-every auto` compares what both do unless told otherwise: deepwave takes every
 step, hpfwi as few as the wavelet's frequencies allow. No ratio is printed before hpfwi agrees to 1e-5 with deepwave in
-float64, which takes the steps that deepwave takes.
+float64, which takes the steps that deepwave takes; where hpfwi's gradient takes fewer, that one to 1e-4.
 Runs alternate, so a disturbance of the machine meets both; compilation and memory are measured in processes of their
 own. hpfwi's buffers come from one pool, as in an inversion's loop: the first call, which is not timed, touches them;
 deepwave has no such choice and takes fresh memory in every call.
@@ -39,6 +39,9 @@ else:
     import peers  # run as a script, this folder is where Python looks first
 
 AGREEMENT = 1e-5
+"""Most relative L2 distance of hpfwi's float32 to deepwave's float64 where both take the same steps."""
+SAMPLED = 1e-4
+"""The same for a gradient of every K-th step against one of every step."""
 # OpenMP threads of the run before go on spinning for a moment; the next run must not pay for them.
 SETTLE_S = 0.4
 # Runnable processes per machine beyond which somebody else is computing too.
@@ -58,6 +61,8 @@ class Case:
     peak_hz: float
     models: int = 1
     """Velocity models, each with its share of the shots."""
+    checked: int | None = None
+    """Shots that are compared with deepwave in float64 before anything is timed; None: all."""
 
 
 CASES = {
@@ -65,7 +70,7 @@ CASES = {
     "94x288x1000x13": Case((94, 288), 1000, 13, 30.0, 2.5e-3, 5.0),
     "301x921x1000x2": Case((301, 921), 1000, 2, 10.0, 0.9e-3, 15.0),
     "301x921x2000x1": Case((301, 921), 2000, 1, 10.0, 0.9e-3, 15.0),
-    "301x921x2000x32": Case((301, 921), 2000, 32, 10.0, 0.9e-3, 15.0),
+    "301x921x2000x32": Case((301, 921), 2000, 32, 10.0, 0.9e-3, 15.0, checked=2),
     "1000x2000x200x2": Case((1000, 2000), 200, 2, 10.0, 0.9e-3, 15.0),
     "70x70x1000x26x5": Case((70, 70), 1000, 130, 10.0, 0.9e-3, 15.0, models=26),
     "128x128x128x100x1": Case((128, 128, 128), 100, 1, 10.0, 0.7e-3, 25.0),
@@ -122,6 +127,7 @@ def problem(case: Case, order: int, absorbing: int, store_every: int | None) -> 
 
 CODES: dict[str, peers.Run] = {"hpfwi": peers.hpfwi, "deepwave": peers.deepwave}
 ALONE = "hpfwi on one thread"
+COPIES = "hpfwi once on every thread"
 
 
 def store_every_of(code: str, asked: str) -> int | None:
@@ -141,22 +147,28 @@ def works(name: str, order: int, options: argparse.Namespace) -> dict[str, peers
 Seconds = dict[str, dict[str, list[float]]]
 
 
-def timed(work: dict[str, peers.Problem], repeats: int, threads: int) -> tuple[Seconds, Seconds]:
+def timed(work: dict[str, peers.Problem], repeats: int, threads: int, gains: bool) -> tuple[Seconds, Seconds]:
     """Wall-clock and processor seconds of every run; codes alternate, and so does who goes first.
 
-    With one thread, processor seconds say what a run costs even where other programs want the same cores. With several,
-    hpfwi runs on one as well.
+    With one thread, processor seconds say what a run costs even where other programs want the same cores.
+    gains   hpfwi runs on one thread as well, and once on every thread at the same time: a virtual machine's cores, and
+            the memory behind any cores, may give two independent runs less than twice what they give one
     """
-    turns = {code: (code, threads) for code in CODES} | ({ALONE: ("hpfwi", 1)} if threads > 1 else {})
+    turns: dict[str, tuple[peers.Run, str, int]] = {code: (run, code, threads) for code, run in CODES.items()}
+    if gains:
+        turns[ALONE] = (peers.hpfwi, "hpfwi", 1)
+        turns[COPIES] = (peers.hpfwi_in_copies, "hpfwi", threads)
+        for gradient in (False, True):  # touches the copies' buffers
+            peers.hpfwi_in_copies(work["hpfwi"], torch.float32, gradient, threads)
     wall: Seconds = {kind: {turn: [] for turn in turns} for kind in ("forward", "gradient")}
     processor: Seconds = {kind: {turn: [] for turn in turns} for kind in wall}
     for repeat in range(repeats):
         for kind in wall:
             for turn in list(turns) if repeat % 2 == 0 else list(turns)[::-1]:
-                code, on_threads = turns[turn]
+                run, code, on_threads = turns[turn]
                 time.sleep(SETTLE_S)
                 begin, begin_processor = time.perf_counter(), time.process_time()
-                CODES[code](work[code], torch.float32, kind == "gradient", on_threads)
+                run(work[code], torch.float32, kind == "gradient", on_threads)
                 wall[kind][turn].append(time.perf_counter() - begin)
                 processor[kind][turn].append(time.process_time() - begin_processor)
     return wall, processor
@@ -197,18 +209,20 @@ def resident_mb(field: str) -> float:
 
 
 def bench(name: str, order: int, options: argparse.Namespace) -> dict:
-    """Check one case, then time it. Raises RuntimeError when hpfwi is further than AGREEMENT from float64 deepwave."""
+    """Check one case, then time it. Raises RuntimeError when hpfwi is too far from float64 deepwave."""
     absorbing, threads = options.absorbing, options.threads
     work = works(name, order, options)
-    expected = peers.truth(work["deepwave"], threads)
-    gaps = {code: peers.gap(run(work[code], torch.float32, True, threads), expected) for code, run in CODES.items()}
-    if max(gaps["hpfwi"]) > AGREEMENT:
-        records, gradient = gaps["hpfwi"]
+    checked = {code: one.shots(CASES[name].checked) for code, one in work.items()}
+    expected = peers.truth(checked["deepwave"], threads)
+    gaps = {code: peers.gap(run(checked[code], torch.float32, True, threads), expected) for code, run in CODES.items()}
+    records, gradient = gaps["hpfwi"]
+    same_steps = len({one.scheme.store_every for one in work.values()}) == 1
+    if records > AGREEMENT or gradient > (AGREEMENT if same_steps else SAMPLED):
         raise RuntimeError(
             f"hpfwi differs from float64 deepwave on {name} by {records:.1e} in records and {gradient:.1e} in the "
-            f"gradient, more than {AGREEMENT:g}: no ratio is worth printing."
+            f"gradient, more than {AGREEMENT:g} (a gradient of fewer steps: {SAMPLED:g}): no ratio is worth printing."
         )
-    wall, processor = timed(work, options.repeats, threads)
+    wall, processor = timed(work, options.repeats, threads, options.gains)
     with tempfile.TemporaryDirectory() as cold:
         compile_s = child("hpfwi", SMALL[len(CASES[name].shape)], options, order, cache=cold)["first_call_s"]
     memory = {code: child(code, name, options, order)["memory_mb"] for code in CODES}
@@ -226,7 +240,8 @@ def bench(name: str, order: int, options: argparse.Namespace) -> dict:
             "ratio_of_fastest": min(runs["deepwave"]) / min(runs["hpfwi"]),
             "ratio_of_processor_medians": statistics.median(processor[kind]["deepwave"])
             / statistics.median(processor[kind]["hpfwi"]),
-            "gain_of_threads": middle[ALONE] / middle["hpfwi"] if ALONE in middle else None,
+            "gain_of_threads": middle[ALONE] / middle["hpfwi"] if options.gains else None,
+            "gain_of_copies": threads * middle[ALONE] / middle[COPIES] if options.gains else None,
             "billion_updates_per_s": updates / middle["hpfwi"] / 1e9,
         }
     return {
@@ -236,6 +251,7 @@ def bench(name: str, order: int, options: argparse.Namespace) -> dict:
         "absorbing_cells": absorbing,
         "inner_steps": work["hpfwi"].scheme.substeps,
         "store_every": {code: one.scheme.store_every for code, one in work.items()},
+        "shots_checked": CASES[name].checked or CASES[name].shots,
         "gap_records": {code: pair[0] for code, pair in gaps.items()},
         "gap_gradient": {code: pair[1] for code, pair in gaps.items()},
         "compile_s": compile_s,
@@ -257,6 +273,7 @@ COLUMNS = {
     "fastest": 7,
     "cpu": 5,
     "threads": 7,
+    "copies": 6,
     "Gcell/s": 7,
     "gap": 7,
     "peer gap": 8,
@@ -290,6 +307,7 @@ def cells(result: dict, kind: str) -> list[str]:
         f"{row['ratio_of_fastest']:.2f}",
         f"{row['ratio_of_processor_medians']:.2f}",
         f"{row['gain_of_threads']:.2f}" if row["gain_of_threads"] else "",
+        f"{row['gain_of_copies']:.2f}" if row["gain_of_copies"] else "",
         f"{row['billion_updates_per_s']:.2f}",
         f"{gaps['hpfwi']:.1e}",
         f"{gaps['deepwave']:.1e}",
@@ -314,6 +332,11 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=7, help="interleaved repeats (7)")
     parser.add_argument("--threads", type=int, default=2, help="threads of both codes (2)")
+    parser.add_argument(
+        "--gains",
+        action="store_true",
+        help="also time hpfwi on one thread, and one run on every thread at once that share nothing",
+    )
     parser.add_argument(
         "--json", type=Path, help="where to write the result (benchmarks/results/acoustic_<hardware>_<date>)"
     )

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,9 +38,15 @@ class Problem:
         """Whether every shot has a velocity model of its own."""
         return self.velocity.ndim > self.scheme.dimensions
 
+    def shots(self, count: int | None) -> "Problem":
+        """The problem of the first shots alone."""
+        return self._of(slice(0, count))
+
     def shot(self, index: int) -> "Problem":
         """The problem of one shot alone."""
-        one = slice(index, index + 1)
+        return self._of(slice(index, index + 1))
+
+    def _of(self, one: slice) -> "Problem":
         velocity = self.velocity[one] if self.model_per_shot else self.velocity
         return Problem(velocity, self.wavelet[one], self.sources[one], self.receivers[one], self.scheme)
 
@@ -68,16 +75,25 @@ def _answer(velocity: torch.Tensor, records: torch.Tensor, gradient: bool) -> An
 
 # What a caller that propagates again and again keeps: the wavefields of one call serve the next.
 POOL = Pool()
+COPIES: list[Pool] = []
 
 
-def hpfwi(problem: Problem, dtype: torch.dtype, gradient: bool, threads: int) -> Answer:
+def hpfwi(problem: Problem, dtype: torch.dtype, gradient: bool, threads: int, pool: Pool = POOL) -> Answer:
     """Run hpfwi's kernels from torch tensors to records, and to the velocity gradient of `misfit`."""
     velocity = torch.tensor(problem.velocity, dtype=dtype, requires_grad=gradient)
     wavelet = torch.tensor(problem.wavelet, dtype=dtype)
     shape = problem.velocity.shape[-problem.scheme.dimensions :]
     sources, receivers = on_grid(problem.sources, shape), on_grid(problem.receivers, shape)
-    records = propagate(velocity, wavelet, sources, receivers, problem.scheme, threads=threads, pool=POOL)
+    records = propagate(velocity, wavelet, sources, receivers, problem.scheme, threads=threads, pool=pool)
     return _answer(velocity, records, gradient)
+
+
+def hpfwi_in_copies(problem: Problem, dtype: torch.dtype, gradient: bool, threads: int) -> Answer:
+    """The whole problem once on each thread at the same time, sharing nothing: what the cores can give."""
+    while len(COPIES) < threads:
+        COPIES.append(Pool())
+    with ThreadPoolExecutor(threads) as each:
+        return next(iter(each.map(lambda pool: hpfwi(problem, dtype, gradient, 1, pool), COPIES[:threads])))
 
 
 def deepwave(problem: Problem, dtype: torch.dtype, gradient: bool, threads: int) -> Answer:
