@@ -262,7 +262,7 @@ def _start(source: str, overrides: list[str], overwrite: bool) -> None:
     """Make the folder of a new run and run it."""
     from hpfwi.config import load_config
     from hpfwi.environment import environment
-    from hpfwi.experiment import build_experiment
+    from hpfwi.experiment import build_experiment, cluster_of
     from hpfwi.plan import derived_settings, in_brief
     from hpfwi.run_folder import RunFolder, refuse_taken
 
@@ -272,6 +272,9 @@ def _start(source: str, overrides: list[str], overwrite: bool) -> None:
     experiment = build_experiment(config)
     for line in in_brief(derived_settings(experiment)):
         typer.echo(line)
+    # The folder says where its run computes, because a GPU's bits are others; the number of workers stays open.
+    device = cluster_of(config).device
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": device})})
     facts = environment(["hpfwi", *sys.argv[1:]])
     with RunFolder.create(config, config.name, parent=parent, environment=facts, overwrite=overwrite) as run:
         _drive(config, run, going_on=False)

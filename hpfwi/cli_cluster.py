@@ -121,7 +121,7 @@ def submit(
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"The job cannot be asked for: {f'{where}: ' if where else ''}{first['msg']}.") from None
     cluster: dict[str, Any] = {"workers": _workers(job, config.cluster.threads_per_worker), "address": None}
-    cluster |= {"device": "cuda"} if gpus_per_node else {}
+    cluster |= {"device": "cuda" if gpus_per_node else "cpu"}
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update=cluster)})
     run = Path(config.output.folder) / config.name
     folder = run.with_name(f"{run.name}.job").absolute()
@@ -194,7 +194,7 @@ def simulate(
         raise ConfigError(f"--mtbf-hours={mtbf_hours:g} is no time between failures; give hours above 0.")
     config, verb = _load(source, overrides)
     found = measured_machine(lambda sentence: typer.echo(sentence, err=True)) if calibrate else Machine()
-    machine = _changed(found.model_copy(update={"ring_only": config.cluster.device == "cpu"}), machine_options)
+    machine = _changed(found.model_copy(update={"ring_only": config.cluster.collective == "gloo"}), machine_options)
     work = work_of_training(config) if verb == "train" else work_of_inversion(config)
     if timed is not None:
         work = work_of_run(timed, machine, work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,25 @@ if TYPE_CHECKING:
     from hpfwi.synthetic.dataset import MapSource
 
 Workers = Annotated[
-    str, typer.Option("--workers", metavar="N", help="Worker processes; 0 computes in this process with threads.")
+    str,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="Worker processes; 0 computes in this process with threads, auto: one for each GPU, or for each core.",
+    ),
+]
+
+
+class Processor(StrEnum):
+    """What computes the records."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+On = Annotated[
+    Processor, typer.Option("--device", help="Where the records are computed; auto: on GPUs where there are any.")
 ]
 Modelling = Annotated[
     list[str] | None,
@@ -54,6 +73,7 @@ def generate(
         typer.Option("--test", metavar="N", min=0, help="Pairs at the end that test; without it, one in ten."),
     ] = None,
     workers: Workers = "auto",
+    device: On = Processor.auto,
     model_shape: ModelShape = None,
     overrides: Modelling = None,
     float16: Float16 = False,
@@ -68,7 +88,7 @@ def generate(
     from hpfwi.synthetic.dataset import DatasetSettings, family_modelling
     from hpfwi.synthetic.families import default_shape
 
-    cluster = _cluster(workers)
+    cluster = _cluster(workers, device)
     test_samples = samples // 10 if test is None else test
     if test_samples > samples:
         raise ConfigError(f"--test {test_samples} is more than the {samples} pairs there are: give at most {samples}.")
@@ -113,6 +133,7 @@ def slices(
         int | None, typer.Option("--test", metavar="N", min=1, help="Test on so many windows, spread over all.")
     ] = None,
     workers: Workers = "auto",
+    device: On = Processor.auto,
     overrides: Modelling = None,
     float16: Float16 = False,
     compress: Compression = Compress.none,
@@ -137,7 +158,7 @@ def slices(
     if velocity_unit not in (None, "m/s", "km/s"):
         raise ConfigError(f"--unit {velocity_unit} is no unit of velocity; give m/s or km/s.")
     modelling = modelling_with(overrides or [])
-    cluster = _cluster(workers)
+    cluster = _cluster(workers, device)
     found = cut_slices(model, settings, modelling, velocity_unit=velocity_unit, limits=(train, test))
     counts = ", ".join(f"{len(split)} {name}" for name, split in found.splits.items())
     _make(out, found, cluster, float16, compress, shard_samples, f"{model.name}: {counts} windows with edges", "")
@@ -165,9 +186,10 @@ def _make(
             compression=compress.value,
             shard_samples=shard_samples,
             resume_with=command,
+            on_gpu=cluster.device == "cuda",
         )
         todo = sum(map(len, writer.missing()))
-        typer.echo(f"{what}, {source.samples - todo} of them whole{more}")
+        typer.echo(f"{what}, {source.samples - todo} of them whole{more}{' on GPUs' * (cluster.device == 'cuda')}")
         begin = time.monotonic()
         with progress_of("samples") as progress:
             store = generate_pairs(writer, source, cluster, progress=progress, say=typer.echo)
@@ -189,10 +211,12 @@ def _two(option: str, text: str | None) -> tuple[int, int] | None:
     return int(first), int(second)
 
 
-def _cluster(workers: str) -> Any:
-    """Settings of so many workers; raises ConfigError for what is no number of workers."""
-    from hpfwi.parallel import ClusterSettings
+def _cluster(workers: str, device: Processor) -> Any:
+    """Settings of so many workers there; raises ConfigError for what is no number of workers, or too few GPUs."""
+    from hpfwi.parallel import ClusterSettings, placed
+    from hpfwi.physics.device import usable_gpus
 
     if workers != "auto" and not workers.isdecimal():
         raise ConfigError(f"--workers {workers} is no number of workers: give a whole number from 0, or auto.")
-    return ClusterSettings(workers="auto" if workers == "auto" else int(workers))
+    asked = ClusterSettings(workers="auto" if workers == "auto" else int(workers), device=device.value)
+    return placed(asked, usable_gpus())

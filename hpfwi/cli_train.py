@@ -81,6 +81,7 @@ def train(
     from hpfwi.run_folder import RunFolder, refuse_taken
     from hpfwi.store.openfwi import open_pairs
     from hpfwi.training.settings import load_train_config, require_pairs, require_trainable, resolved
+    from hpfwi.training.train import cluster_of
 
     if resume:
         raise ConfigError(f"A training run is resumed like every other: `hpfwi resume {source}`.")
@@ -89,6 +90,9 @@ def train(
     texts += [] if workers is None else [f"cluster.workers={workers}"]
     config, _ = load_train_config(source, [*(overrides or []), *texts])
     require_pairs(config)
+    # The folder says where its run computes, because a GPU's bits are others; the number of workers stays open.
+    device = cluster_of(config).device
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": device})})
     parent = Path(config.output.folder)
     refuse_taken(parent / config.name, overwrite)
     store = open_pairs(config.data.pairs)

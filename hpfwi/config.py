@@ -23,7 +23,7 @@ from hpfwi.inversion.parameterisation import ParameterisationSettings
 from hpfwi.options import NONE, Option, as_toml, options_of, toml_value
 from hpfwi.parallel import ClusterSettings
 from hpfwi.physics.model import ModelSettings
-from hpfwi.physics.modelling import ModellingSettings
+from hpfwi.physics.modelling_settings import ModellingSettings
 from hpfwi.physics.source import SourceSettings
 from hpfwi.physics.survey import SurveySettings
 

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from hpfwi.config import RunConfig, require_input
 from hpfwi.errors import ConfigError
+from hpfwi.parallel import ClusterSettings, device_here, placed
+from hpfwi.physics.device import usable_gpus
 from hpfwi.physics.model import ModelPair, load_models
-from hpfwi.physics.modelling import Simulator, simulate_observed
+from hpfwi.physics.modelling import simulate_observed
+from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.source import build_wavelet
 from hpfwi.physics.survey import Survey, build_survey
 from hpfwi.store.gathers import GathersStore, open_gathers
@@ -38,6 +41,23 @@ class Experiment:
         return min(model.slowest_mps for model in models)
 
 
+def cluster_of(config: RunConfig, gpus: int | None = None) -> ClusterSettings:
+    """Who computes a run: its cluster settings without "auto".
+
+    gpus    of this machine that can be used; None counts them
+
+    raises  ConfigError: device="cuda" where there are too few, or with an engine that has no use for them
+    """
+    if config.modelling.engine == "hpfwi":
+        return placed(config.cluster, usable_gpus() if gpus is None else gpus)
+    if config.cluster.device == "cuda":
+        raise ConfigError(
+            f'cluster.device = "cuda" has no use with modelling.engine = "{config.modelling.engine}", which computes '
+            'on the CPU here: set it to "cpu", or take engine "hpfwi".'
+        )
+    return placed(config.cluster.model_copy(update={"device": "cpu"}), 0)
+
+
 def build_experiment(config: RunConfig) -> Experiment:
     """Build what `config` describes; no wave is computed.
 
@@ -61,7 +81,8 @@ def build_experiment(config: RunConfig) -> Experiment:
             f"{survey.shots} at most, or none for all."
         )
     low_mps, high_mps = config.model.bounds_mps
-    simulator = Simulator(grid, survey, wavelet, config.modelling, high_mps, low_mps)
+    device = device_here(config.cluster)
+    simulator = Simulator(grid, survey, wavelet, config.modelling, high_mps, low_mps, device=device)
     return Experiment(config, models, survey, wavelet, simulator)
 
 
@@ -95,6 +116,7 @@ def simulated_gathers(
         refine=data.refine,
         order=data.order,
         threads=threads,
+        device=device_here(experiment.config.cluster),
         progress=progress,
     )
     return with_noise(gathers, data.noise_std_share, data.noise_seed)

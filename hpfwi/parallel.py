@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hpfwi.errors import ConfigError
 from hpfwi_cluster import ClusterSettings, Group, ItemResult, IterationResult, State, Task, make_group
-from hpfwi_cluster.errors import Abandoned, ClusterError, GroupLost, ItemFailed
+from hpfwi_cluster.errors import Abandoned, ClusterError, GroupLost, ItemFailed, StartFailed
 from hpfwi_cluster.replica import one_torch_thread
 from hpfwi_cluster.simulate import Forecast, forecast
 from hpfwi_cluster.slurm import SlurmJob
@@ -35,6 +36,7 @@ from hpfwi_cluster.virtual import Machine, Work, run_iteration
 
 if TYPE_CHECKING:
     from hpfwi.inversion.task import InversionTask
+    from hpfwi.physics.device import Device
     from hpfwi.training.task import TrainingTask
 
 __all__ = [
@@ -51,11 +53,13 @@ __all__ = [
     "SlurmJob",
     "State",
     "Work",
+    "device_here",
     "forecast",
     "groups_of_shots",
     "job_script",
     "measured_machine",
     "one_torch_thread",
+    "placed",
     "run_iteration",
     "start_generation",
     "start_group",
@@ -74,12 +78,30 @@ def groups_of_shots(shots: int, per_group: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(first, min(first + per_group, shots))) for first in range(0, shots, per_group))
 
 
+def placed(settings: ClusterSettings, gpus: int) -> ClusterSettings:
+    """The settings without "auto", for a machine with so many GPUs that can be used; see `ClusterSettings.placed`.
+
+    raises  ConfigError: device="cuda" asks for more
+    """
+    try:
+        return settings.placed(gpus)
+    except StartFailed as error:
+        raise ConfigError(f"cluster.{error}") from error
+
+
+def device_here(settings: ClusterSettings) -> Device:
+    """What this process is to compute on itself. The driver of a cluster elsewhere may do without the workers' GPU."""
+    return "auto" if settings.device == "cuda" and settings.joins else settings.device
+
+
 def start_group(run: Path, settings: ClusterSettings) -> Group:
     """Start the workers of the run in folder `run`, each with a replica of its inversion; `workers = 0` starts none.
 
-    raises  ClusterError: the workers cannot be had, or a replica cannot be built from the folder
+    settings    `placed`
+
+    raises      ClusterError: the workers cannot be had, or a replica cannot be built from the folder
     """
-    factory = partial(_build, str(run))
+    factory = partial(_build, str(run), settings.device)
     workers = settings.worker_count()
     threads = settings.threads_per_worker if workers else local_threads(settings)
     return make_group(factory, workers=workers, threads_per_worker=threads, settings=settings)
@@ -91,13 +113,13 @@ def start_training(run: Path, settings: ClusterSettings) -> Group:
     Iterations from 0 are steps, whose items are slices; those below 0 (see `validation_iteration`) validate and change
     nothing, and their items are slices of the validation.
 
-    raises  ClusterError: the workers cannot be had, or a replica cannot be built from the folder
+    settings    `placed`
+
+    raises      ClusterError: the workers cannot be had, or a replica cannot be built from the folder
     """
     workers = settings.worker_count()
     threads = settings.threads_per_worker if workers else local_threads(settings)
-    if settings.device == "cuda" and not workers:
-        threads = 1  # slices on one GPU would only wait for each other
-    factory = partial(_build_training, str(run), threads)
+    factory = partial(_build_training, str(run), threads, "cuda" if settings.device == "cuda" else "cpu")
     return make_group(factory, workers=workers, threads_per_worker=threads, settings=settings)
 
 
@@ -120,9 +142,10 @@ def validation_iteration(epoch: int) -> int:
 def start_generation(factory: Callable[[], Task], settings: ClusterSettings) -> Group:
     """Start the workers that write the shards of a generated data set, one item each; `workers = 0` starts none.
 
-    factory  builds a rank's task, whose items do their work by writing and contribute zeros to the sum; picklable
+    factory     builds a rank's task, whose items do their work by writing and contribute zeros to the sum; picklable
+    settings    `placed`
 
-    raises  ClusterError: the workers cannot be had, or a task cannot be built
+    raises      ClusterError: the workers cannot be had, or a task cannot be built
     """
     workers = settings.worker_count()
     threads = settings.threads_per_worker if workers else local_threads(settings)
@@ -132,16 +155,21 @@ def start_generation(factory: Callable[[], Task], settings: ClusterSettings) -> 
 
 
 def local_threads(settings: ClusterSettings) -> int:
-    """Items that this process computes at the same time under `workers = 0`: one for each usable core."""
+    """Items that this process computes at the same time under `workers = 0`: one for each usable core.
+
+    On a GPU as many as a worker would: more would only wait for each other, and take memory meanwhile.
+    """
+    if settings.device == "cuda":
+        return settings.threads_per_worker
     every_core = ClusterSettings.model_validate({"workers": "auto", "threads_per_worker": 1}).worker_count()
     return max(settings.threads_per_worker, every_core)
 
 
-def _build(run: str) -> _ItemsOfShots:
+def _build(run: str, device: Device) -> _ItemsOfShots:
     # Imported by each rank: the driver of a large run has no need of the propagator.
     from hpfwi.inversion.task import open_task
 
-    return _ItemsOfShots(open_task(Path(run)))
+    return _ItemsOfShots(open_task(Path(run), device=device))
 
 
 class _ItemsOfShots:
@@ -169,10 +197,10 @@ class _ItemsOfShots:
         self._task.load_state(state)
 
 
-def _build_training(run: str, ahead: int) -> _ItemsOfSlices:
+def _build_training(run: str, ahead: int, device: str) -> _ItemsOfSlices:
     from hpfwi.training.task import open_task
 
-    return _ItemsOfSlices(open_task(Path(run), ahead=ahead))
+    return _ItemsOfSlices(open_task(Path(run), ahead=ahead, device=device))
 
 
 class _ItemsOfSlices:

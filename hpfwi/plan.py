@@ -9,25 +9,33 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpfwi.experiment import Experiment
-from hpfwi.parallel import local_threads
-from hpfwi.physics.modelling import Derived, Simulator, derived
+from hpfwi.experiment import Experiment, cluster_of
+from hpfwi.parallel import ClusterSettings, local_threads
+from hpfwi.physics.derived import Derived, derived
+from hpfwi.physics.device import usable_gpus
+from hpfwi.physics.simulator import Simulator
 from hpfwi.progress import clock
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hpfwi.config import RunConfig
+
 CALIBRATION_SAMPLES = 100
 """Samples of the one shot that is timed: long enough to outweigh the start of a call, short enough for a second."""
 
 
-def derived_settings(experiment: Experiment) -> list[Derived]:
-    """The values that follow from the configuration, each with its reason; no wave is computed."""
+def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[Derived]:
+    """The values that follow from the configuration, each with its reason; no wave is computed.
+
+    gpus    of this machine that can be used; None counts them
+    """
     config, survey = experiment.config, experiment.survey
+    gpus = usable_gpus() if gpus is None else gpus
     grid = experiment.simulator.grid
     (rows, columns), (dz_m, dx_m) = grid.shape, grid.spacing_m
-    workers = config.cluster.worker_count()
-    threads = config.cluster.threads_per_worker
+    cluster = cluster_of(config, gpus)
+    workers, threads = cluster.worker_count(), cluster.threads_per_worker
     shots = config.inversion.shots_per_iteration or survey.shots
     at_once = min(threads, shots)
     gathers_mb = 4 * survey.shots * survey.receivers * survey.samples / 1e6
@@ -40,10 +48,14 @@ def derived_settings(experiment: Experiment) -> list[Derived]:
             f"all {survey.shots} of the survey" if shots == survey.shots else f"drawn from {survey.shots}",
         ),
         *derived(experiment.simulator, experiment.slowest_mps, config.inversion.shots_per_item),
+        Derived("device", cluster.device, _why_there(config, cluster, gpus)),
         Derived(
             "workers",
             workers,
-            "in this process, without Ray" if workers == 0 else f"processes of {counted(threads, 'thread')}",
+            "in this process, without Ray"
+            if workers == 0
+            else f"processes of {counted(threads, 'thread')}"
+            + (", each with a GPU of its own" if cluster.device == "cuda" else ""),
         ),
         Derived("snapshot_megabytes_per_worker", round(memory_mb, 1), f"{counted(at_once, 'shot')} at a time"),
         Derived(
@@ -52,6 +64,18 @@ def derived_settings(experiment: Experiment) -> list[Derived]:
             f"{survey.shots} shots x {survey.receivers} receivers x {survey.samples} samples in float32",
         ),
     ]
+
+
+def _why_there(config: RunConfig, cluster: ClusterSettings, gpus: int) -> str:
+    """Why a run computes where it does."""
+    if config.cluster.device != "auto":
+        return "as set"
+    if config.modelling.engine != "hpfwi":
+        return f"{config.modelling.engine} computes on the CPU here"
+    if not gpus:
+        return "no GPU here that can be used"
+    here = f"{counted(gpus, 'GPU')} here that can be used"
+    return here if cluster.device == "cuda" else f"{here}, fewer than the {cluster.worker_count()} workers asked for"
 
 
 def estimated_time(experiment: Experiment) -> list[Derived]:
@@ -64,8 +88,9 @@ def estimated_time(experiment: Experiment) -> list[Derived]:
     seconds_per_update = _seconds_of_a_short_shot(experiment)
     updates = experiment.simulator.updates_per_shot
     shots = config.inversion.shots_per_iteration or experiment.survey.shots
-    workers = config.cluster.worker_count()
-    lanes = workers * config.cluster.threads_per_worker if workers else local_threads(config.cluster)
+    cluster = cluster_of(config)
+    workers = cluster.worker_count()
+    lanes = workers * cluster.threads_per_worker if workers else local_threads(cluster)
     rounds = math.ceil(math.ceil(shots / config.inversion.shots_per_item) / lanes) * config.inversion.shots_per_item
     per_shot_s = seconds_per_update * updates
     per_iteration_s = per_shot_s * rounds
@@ -96,7 +121,7 @@ def _seconds_of_a_short_shot(experiment: Experiment) -> float:
         }
     )
     low_mps, high_mps = experiment.config.model.bounds_mps
-    simulator = Simulator(full.grid, survey, wavelet, settings, high_mps, low_mps)
+    simulator = Simulator(full.grid, survey, wavelet, settings, high_mps, low_mps, device=full.device)
     velocity = torch.tensor(experiment.models.initial.velocity, requires_grad=True)
     best = math.inf
     for _ in range(3):  # the first one may compile
@@ -121,7 +146,7 @@ def in_brief(rows: list[Derived]) -> list[str]:
     first = (
         f"{value['cells']} cells, {value['shots_per_iteration']} shots per iteration, {value['points_per_wavelength']} "
         f"points per wavelength, {counted(int(value['substeps']), 'time step')} per sample, {value['engine']} engine, "
-        f"{counted(int(workers), 'worker') if workers else 'no Ray'}"
+        f"{counted(int(workers), 'worker') if workers else 'no Ray'}{' on GPUs' if value['device'] == 'cuda' else ''}"
     )
     return [first, *(f"Warning: {row.name} = {row.value}: {row.reason}." for row in rows if row.warning)]
 

@@ -83,11 +83,12 @@ def work_of_training(config: TrainConfig) -> Work:
     from hpfwi.store.openfwi import open_pairs
     from hpfwi.training.settings import require_pairs, resolved
     from hpfwi.training.task import TrainingTask, slice_sizes
+    from hpfwi.training.train import cluster_of
 
     require_pairs(config)
     store = open_pairs(config.data.pairs)
     config = resolved(config, store)
-    task = TrainingTask(config, store, device=config.cluster.device)
+    task = TrainingTask(config, store, device=cluster_of(config).device)
     sizes = slice_sizes(config)
     mean = statistics.fmean(sizes)
     with contextlib.closing(task.batches), one_torch_thread():

@@ -14,7 +14,7 @@ from hpfwi_cluster.addresses import LOOPBACK
 from hpfwi_cluster.errors import StartFailed
 from hpfwi_cluster.ray_library import ray
 from hpfwi_cluster.security import keep_own_token_private, require_token_mode
-from hpfwi_cluster.settings import ClusterSettings, usable_cores
+from hpfwi_cluster.settings import ADDRESS, ClusterSettings, usable_cores
 
 _POLL_S = 0.5
 
@@ -47,17 +47,18 @@ class Connection:
         self.close()
 
 
-def connect(settings: ClusterSettings, cores: int) -> Connection:
+def connect(settings: ClusterSettings, cores: int, gpus: int = 0) -> Connection:
     """Connect this process to Ray.
 
-    cores   cores the workers need. A cluster started here offers at least the usable ones; one that is joined gets
-            start_timeout_s to gather them, because the nodes of a job arrive one by one
+    cores   cores the workers need, and `gpus` of them. A cluster started here offers at least the usable cores, and the
+            GPUs that Ray finds if any are needed; one that is joined gets start_timeout_s to gather what is needed,
+            because the nodes of a job arrive one by one
     raises  StartFailed: the cluster named by `address` or RAY_ADDRESS does not answer; no cluster is named although
             this is one of several nodes of a job; a cluster started here would have no token
     """
     if ray.is_initialized():
         return Connection(owned=False, joined=False, host=ray.util.get_node_ip_address())
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+    address = settings.address or os.environ.get(ADDRESS)
     before = signal.getsignal(signal.SIGTERM)
     if address:
         try:
@@ -68,7 +69,7 @@ def connect(settings: ClusterSettings, cores: int) -> Connection:
                 "this machine reaches it and that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH is the one of the cluster."
             ) from error
         connection = Connection(owned=False, joined=True, host=ray.util.get_node_ip_address())
-        _gather(cores, settings.start_timeout_s)
+        _gather({"CPU": cores, "GPU": gpus}, settings.start_timeout_s)
     else:
         _refuse_one_of_many_nodes()
         require_token_mode(os.environ)
@@ -76,6 +77,7 @@ def connect(settings: ClusterSettings, cores: int) -> Connection:
         ray.init(
             address="local",
             num_cpus=max(cores, usable_cores()),
+            num_gpus=None if gpus else 0,
             include_dashboard=False,
             object_store_memory=settings.object_store_mib << 20,
             logging_level="ERROR",
@@ -88,10 +90,13 @@ def connect(settings: ClusterSettings, cores: int) -> Connection:
     return connection
 
 
-def _gather(cores: int, timeout_s: float) -> None:
-    """Wait until the cluster has so many cores, free or not, or the time is over; the group judges what is there."""
+def _gather(needed: dict[str, int], timeout_s: float) -> None:
+    """Wait until the cluster has all that, free or not, or the time is over; the group judges what is there."""
     deadline_s = time.monotonic() + timeout_s
-    while ray.cluster_resources().get("CPU", 0) < cores and time.monotonic() < deadline_s:
+    while time.monotonic() < deadline_s:
+        there = ray.cluster_resources()
+        if all(there.get(kind, 0) >= count for kind, count in needed.items()):
+            return
         time.sleep(_POLL_S)
 
 

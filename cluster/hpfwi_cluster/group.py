@@ -47,7 +47,8 @@ class RayGroup:
         """
         self.exponent: int | None = None
         self._settings = settings
-        self._connection = connection or connect(settings, workers * threads_per_worker)
+        gpus = workers if settings.device == "cuda" else 0
+        self._connection = connection or connect(settings, workers * threads_per_worker, gpus)
         self._closes_connection = connection is None
         self._crew = Crew(task_factory, workers=workers, threads=threads_per_worker, settings=settings)
         self._dispatch = Dispatch(self._crew, threads_per_worker, settings)
@@ -209,7 +210,7 @@ class RayGroup:
                 rank,
                 len(ranks),
                 timeout_s,
-                "nccl" if self._settings.device == "cuda" else "gloo",
+                self._settings.collective,
             )
             asked[member.actor.form.remote(formation)] = member
         formed = self._together(asked, "forming a group") is not None

@@ -8,6 +8,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hpfwi_cluster.errors import StartFailed
+
+ADDRESS = "RAY_ADDRESS"
+"""Variable of the environment that names a Ray cluster where `address` names none."""
+
 
 class ClusterSettings(BaseModel):
     """Who computes the items, and how long a group waits for whom."""
@@ -16,7 +21,8 @@ class ClusterSettings(BaseModel):
 
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",
-        description="Worker processes: a number, 'auto' (usable cores / threads_per_worker), 0 (this process, no Ray).",
+        description="Worker processes: a number, 'auto' (one for each GPU of this machine that can be used; without "
+        "any, usable cores / threads_per_worker), 0 (this process, no Ray).",
     )
     min_workers: int | None = Field(
         default=None,
@@ -37,8 +43,15 @@ class ClusterSettings(BaseModel):
         default=None,
         description="Address host:port of a Ray cluster that runs already; none starts one on this machine.",
     )
-    device: Literal["cpu", "cuda"] = Field(
-        default="cpu", description="Where sums are added across workers: cpu (Gloo) or cuda (NCCL, one GPU per worker)."
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="What workers compute on: cpu, cuda (each on a GPU of its own), or 'auto' (cuda where this machine "
+        "has GPUs that can be used, enough for the workers that are asked for).",
+    )
+    collective: Literal["gloo", "nccl"] = Field(
+        default="gloo",
+        description="What adds the workers' sums: gloo on the processors, or nccl on the GPUs where they compute. Sums "
+        "start in the processors' memory either way.",
     )
     start_timeout_s: float = Field(default=180.0, gt=0, description="Longest wait for all workers to start, s.")
     collective_timeout_s: float = Field(
@@ -103,6 +116,8 @@ class ClusterSettings(BaseModel):
                 f"workers = 'auto' counts the cores of this machine, not of the cluster at {self.address}: "
                 "set workers to a number"
             )
+        if self.collective == "nccl" and self.device == "cpu":
+            raise ValueError("collective = 'nccl' adds on GPUs and device = 'cpu' computes without: change one")
         if self.workers != "auto":
             low, high = self.min_workers or 1, self.max_workers or max(1, self.workers)
             if self.workers and not low <= self.workers <= high:
@@ -111,11 +126,41 @@ class ClusterSettings(BaseModel):
                 )
         return self
 
+    def placed(self, gpus: int) -> Self:
+        """Return these settings without 'auto', for a machine with so many GPUs that can be used.
+
+        The GPUs of a Ray cluster that runs already are not known here: 'auto' takes its nodes to be like this machine,
+        and 'cuda' leaves the count to the group.
+
+        raises  StartFailed: 'cuda' needs more GPUs than this machine has
+        """
+        needed = 1 if self.workers == "auto" else max(1, self.workers)
+        enough = gpus > 0 if self.joins else gpus >= needed
+        if self.device == "cuda" and not (enough or self.joins):
+            raise StartFailed(
+                f"device = 'cuda' needs {needed} GPU{'s' * (needed > 1)} for {_who(self.workers)}, and this machine "
+                f"has {gpus or 'none'} that can be used: {'lower workers, or ' if gpus else ''}set device to 'cpu'."
+            )
+        device = "cuda" if self.device == "cuda" or (self.device == "auto" and enough) else "cpu"
+        workers = self.workers
+        if workers == "auto":
+            workers = max(1, gpus) if device == "cuda" else self.worker_count()
+        return self.model_copy(update={"device": device, "workers": workers})
+
+    @property
+    def joins(self) -> bool:
+        """Whether the workers run on a Ray cluster that is there already."""
+        return bool(self.address or os.environ.get(ADDRESS))
+
     def worker_count(self) -> int:
-        """Return the number of workers, with 'auto' resolved to usable cores / threads_per_worker, at least 1."""
+        """Return the number of workers; 'auto' is usable cores / threads_per_worker here, at least 1."""
         if self.workers == "auto":
             return max(1, usable_cores() // self.threads_per_worker)
         return self.workers
+
+
+def _who(workers: int | str) -> str:
+    return "this process" if workers == 0 else f"workers = {workers!r}"
 
 
 def usable_cores() -> int:

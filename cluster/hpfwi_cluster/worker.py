@@ -53,7 +53,7 @@ class Worker:
 
     def __init__(self, device: str) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's; it ends the group
-        if device == "cpu":
+        if device != "cuda":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray shows all GPUs to an actor that asked for none
         torch.set_num_threads(1)
         self._collective = Collective()

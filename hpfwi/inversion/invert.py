@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hpfwi import checkpoints
 from hpfwi.errors import DataError, NumericsError, RunClusterError, Stopped
+from hpfwi.experiment import cluster_of
 from hpfwi.inversion import signatures
 from hpfwi.inversion.diagnostics import diagnose, reference_state
 from hpfwi.inversion.metrics import model_metrics
@@ -75,17 +76,19 @@ def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) ->
             RunClusterError: a group of shots that no worker can compute, named, after a checkpoint
             DataError, ConfigError, hpfwi_kernels.errors.KernelError, hpfwi_cluster.errors.ClusterError
     """
-    iterations = config.inversion.iterations
-    folder.event("resume" if resume else "start", name=config.name, workers=config.cluster.worker_count())
+    iterations, cluster = config.inversion.iterations, cluster_of(config)
+    folder.event(
+        "resume" if resume else "start", name=config.name, workers=cluster.worker_count(), device=cluster.device
+    )
     # More torch threads in the driver would take the workers' cores, and their number could change bits.
     with one_torch_thread(), contextlib.closing(TensorBoardView(folder.path)) as view, Progress(iterations) as bar:
-        run = _Run(config, folder, view, bar.say)
+        run = _Run(config, folder, view, bar.say, threads=local_threads(cluster))
         if resume and run.restore():
             bar.say(f"Going on after iteration {run.done}.")
             bar.went_back(run.done)
         else:
             run.start()
-        with start_group(folder.path, config.cluster) as group:
+        with start_group(folder.path, cluster) as group:
             group.tell, group.stop = run.told, stop
             run.give_state(group)
             while run.done < iterations or not run.keep(group):
@@ -122,13 +125,15 @@ class _Saved:
 class _Run:
     """The driver's side of a run: its replica, its histories and what it writes."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, view: TensorBoardView, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, view: TensorBoardView, say: Callable[[str], None], *, threads: int
+    ) -> None:
         self.config = config
         self.settings = config.inversion
         self.folder = folder
         self.view = view
         self.say = say
-        self.threads = local_threads(config.cluster)
+        self.threads = threads
         self.done = 0
         self.misfits: list[float] = []
         self.seconds = 0.0

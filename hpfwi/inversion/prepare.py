@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from hpfwi.errors import DataError
 from hpfwi.experiment import Experiment, build_experiment, simulated_gathers
 from hpfwi.inversion.task import OBSERVED, InversionTask, open_task
+from hpfwi.physics.derived import derived
 from hpfwi.physics.model import EarthModel
-from hpfwi.physics.modelling import derived
 from hpfwi.store.gathers import GathersStore, open_gathers, write_gathers
 
 if TYPE_CHECKING:

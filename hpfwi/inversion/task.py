@@ -20,10 +20,11 @@ from hpfwi.inversion.misfit import l2
 from hpfwi.inversion.optimise import build_adam, load_optimiser_state, optimiser_state
 from hpfwi.inversion.parameterisation import build_parameterisation
 from hpfwi.inversion.signatures import cycle_skipped_share
-from hpfwi.parallel import groups_of_shots
+from hpfwi.parallel import device_here, groups_of_shots
+from hpfwi.physics.device import Device
 from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import EarthModel, water_rows
-from hpfwi.physics.modelling import Simulator
+from hpfwi.physics.simulator import Simulator
 from hpfwi.store.gathers import GathersStore, open_gathers
 
 if TYPE_CHECKING:
@@ -43,18 +44,28 @@ class InversionTask:
     observed        gathers to fit, with their survey
     observed_rms    root mean square of all observed samples, Pa; residuals are counted in this unit, which keeps
                     gradients near 1 whatever the strength of the source, as Adam's epsilon wants
+    device          that waves are computed on; None: as cluster.device says for this process
 
     The misfit that is minimised is J = ½ Σ ((predicted - observed) / observed_rms)².
     """
 
-    def __init__(self, config: RunConfig, initial: EarthModel, observed: GathersStore, observed_rms: float) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        initial: EarthModel,
+        observed: GathersStore,
+        observed_rms: float,
+        *,
+        device: Device | None = None,
+    ) -> None:
         self._config = config
         self._observed = observed
         self._observed_rms = observed_rms
         survey = observed.survey
         wavelet = wavelet_of(config, observed)
         low, high = config.model.bounds_mps
-        self.simulator = Simulator(initial.grid, survey, wavelet, config.modelling, high, low)
+        device = device_here(config.cluster) if device is None else device
+        self.simulator = Simulator(initial.grid, survey, wavelet, config.modelling, high, low, device=device)
         self.groups = groups_of_shots(survey.shots, config.inversion.shots_per_item)
         self.parameterisation = build_parameterisation(
             config.inversion.parameterisation,
@@ -144,8 +155,11 @@ class InversionTask:
         return self._cache[shots]
 
 
-def open_task(run: Path) -> InversionTask:
-    """The replica that the run folder `run` describes, at its state before the first iteration."""
+def open_task(run: Path, *, device: Device | None = None) -> InversionTask:
+    """The replica that the run folder `run` describes, at its state before the first iteration.
+
+    device  as in `InversionTask`
+    """
     from hpfwi.config import load_config
 
     config, _ = load_config(run / "config.toml")
@@ -157,7 +171,7 @@ def open_task(run: Path) -> InversionTask:
     )
     initial = EarthModel(np.asarray(results["model/initial"][:], np.float32), grid)
     observed = open_gathers(config.data.observed if config.data.observed is not None else run / OBSERVED)
-    return InversionTask(config, initial, observed, float(results.attrs["observed_rms"]))
+    return InversionTask(config, initial, observed, float(results.attrs["observed_rms"]), device=device)
 
 
 def _results(run: Path) -> Any:

@@ -30,7 +30,7 @@ from hpfwi.errors import NumericsError
 from hpfwi.physics.medium import LEAST_VP_VS, Medium
 
 if TYPE_CHECKING:
-    from hpfwi.physics.modelling import ModellingSettings
+    from hpfwi.physics.modelling_settings import ModellingSettings
 
 
 class Taps(Protocol):

@@ -14,7 +14,7 @@ from hpfwi.errors import ConfigError, DataError
 from hpfwi.physics.grid import Grid
 
 if TYPE_CHECKING:
-    from hpfwi.physics.modelling import ModellingSettings
+    from hpfwi.physics.modelling_settings import ModellingSettings
 
 Physics = Literal["acoustic", "variable-density", "elastic", "viscoacoustic"]
 

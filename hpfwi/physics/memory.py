@@ -1,9 +1,18 @@
-"""How much memory a computation may take when nobody has said so."""
+"""How much memory a computation may take, and how wavefields reach their gradient within it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+import torch
+
+from hpfwi.errors import ConfigError
+from hpfwi.physics.modelling_settings import ModellingSettings
+from hpfwi_kernels.acoustic import Choice, Memory, Scheme, choose, peak_bytes
+
+GPU_SHARE = 0.8
+"""Share of a GPU's free memory that wavefields may take; the rest is for what the estimate leaves out."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -27,3 +36,52 @@ def free_bytes() -> int:
     if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
         free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
     return free
+
+
+def budget_bytes(device: torch.device) -> int:
+    """Memory for wavefields where nobody has set it: a fair share of this machine's, or most of what a GPU has left."""
+    if device.type == "cpu":
+        return fair_share_bytes()
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch keeps for itself of earlier work is free for the next.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(GPU_SHARE * (free + kept))
+
+
+def held(
+    settings: ModellingSettings,
+    device: torch.device,
+    shape: tuple[int, int],
+    shots: int,
+    samples: int,
+    receivers: int,
+    scheme: Scheme,
+    *,
+    threads: int,
+) -> Choice:
+    """How the wavefields of so many shots, computed together by hpfwi's own kernels, reach their gradient, and why.
+
+    shape       cells [z, x] of the model        receivers   of each shot
+
+    raises  hpfwi_kernels.errors.ModelError: nothing that `settings.memory` allows fits the budget
+    """
+    if device.type == "cuda":
+        threads = shots  # all at the same time
+    work = (shape, shots, samples, receivers, scheme)
+    if settings.memory == "auto":
+        given_gb = settings.memory_budget_gb
+        budget = budget_bytes(device) if given_gb is None else int(given_gb * 1e9)
+        return choose(*work, threads=threads, budget_bytes=budget, exact=True)
+    memory = Memory(mode=settings.memory)
+    return Choice(memory, peak_bytes(*work, memory, threads=threads), "as set")
+
+
+def held_by_deepwave(settings: ModellingSettings, shots: int, bytes_per_shot: int) -> Choice:
+    """The same for deepwave, which keeps everything; raises ConfigError where that is more than memory_budget_gb."""
+    needed, budget_gb = shots * bytes_per_shot, settings.memory_budget_gb
+    if budget_gb is not None and needed > budget_gb * 1e9:
+        raise ConfigError(
+            f"The wavefields of {shots} shots take {needed / 1e6:.3g} MB in deepwave, more than memory_budget_gb="
+            f"{budget_gb:g}: lower inversion.shots_per_item, raise store_every or raise the budget."
+        )
+    return Choice(Memory(), needed, f"deepwave keeps its wavefields, {needed / 1e6:.3g} MB")

@@ -2,7 +2,7 @@
 
 The recipe behind the public 70 x 70 families: second order in time and fourth in space on cells of 10 m, 120 cells of
 sponge on every side and no free surface, a Ricker wavelet of 15 Hz that starts 74 samples before its peak, 1 ms, 1000
-samples, five sources and a receiver in every column, all in row 1. In the equation's terms (`modelling`) the wavelet is
+samples, five sources and a receiver in every column, all in row 1. In the equation's terms (`simulator`) the wavelet is
 f itself: a step adds (v dt)² s, whatever the cell size. Sample n is the field after step n and its injection, which is
 sample n + 1 of the propagator.
 
@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from hpfwi.errors import DataError
+from hpfwi.physics.device import Device
 from hpfwi.physics.grid import Grid
-from hpfwi.physics.modelling import ModellingSettings, Simulator
+from hpfwi.physics.modelling_settings import ModellingSettings
+from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.survey import Survey
 
 SLOWEST_MPS = 1500.0
@@ -91,8 +93,10 @@ class OpenFwiSimulator:
 
     shape        rows and columns of the maps
     store_every  as in `ModellingSettings`; 1 gives the exact discrete gradient
+    device       as in `Simulator`
 
     raises  DataError: depth_cells below the maps, a wavelet cut off before its peak
+            ConfigError: device="cuda" without a GPU that can be used
             hpfwi_kernels.errors.StabilityError: a time step too long for 4500 m/s on such cells
     """
 
@@ -102,6 +106,7 @@ class OpenFwiSimulator:
         settings: OpenFwiSettings | None = None,
         *,
         store_every: int | Literal["auto"] = "auto",
+        device: Device = "auto",
     ) -> None:
         self.settings = settings = OpenFwiSettings() if settings is None else settings
         self.grid = Grid(shape, (settings.spacing_m, settings.spacing_m))
@@ -131,6 +136,7 @@ class OpenFwiSimulator:
             ),
             FASTEST_MPS,
             SLOWEST_MPS,
+            device=device,
         )
 
     @property

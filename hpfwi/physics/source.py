@@ -1,7 +1,7 @@
 """The wavelet: how the source's strength varies with time.
 
 Amplitudes are those of a line source: the equation's right-hand side f (Pa/m²) integrated over the area of the source,
-in pascal. `modelling` divides by the area of a cell, so the records do not change when the grid is refined.
+in pascal. `simulator` divides by the area of a cell, so the records do not change when the grid is refined.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hpfwi import __version__
 from hpfwi.errors import ConfigError
 from hpfwi.options import options_of
-from hpfwi.parallel import ClusterSettings, GroupLost, ItemResult, State, start_generation
+from hpfwi.parallel import ClusterSettings, GroupLost, ItemResult, State, placed, start_generation
+from hpfwi.physics.device import Device, usable_gpus
 from hpfwi.physics.openfwi import OpenFwiSettings, OpenFwiSimulator
 from hpfwi.store.openfwi import PairStore
 from hpfwi.store.pair_writer import PairsWriter, create_pairs, shard_samples_for
@@ -130,11 +131,14 @@ def begin_dataset(
     compression: Compression = "none",
     shard_samples: int | None = None,
     resume_with: str = "",
+    on_gpu: bool = False,
 ) -> PairsWriter:
     """Begin the store of a data set, or take up the one that was begun with the same settings.
 
     dtype, compression, resume_with  as in `create_pairs`
     shard_samples                    samples a shard; None takes as many as `create_pairs`, or fewer for 50 shards
+    on_gpu                           whether GPUs will compute it: their last digits are others, so a store that was
+                                     begun on the one is not gone on with on the other
 
     raises  ConfigError, DataError: no such family, settings that cannot be modelled, another store in the way
             hpfwi_kernels.errors.StabilityError: a time step too long for such cells
@@ -157,7 +161,8 @@ def begin_dataset(
         dtype=dtype,
         compression=compression,
         shard_samples=shard_samples,
-        provenance={"made_by": f"hpfwi {__version__}", **settings.provenance},
+        provenance={"made_by": f"hpfwi {__version__}", **settings.provenance}
+        | ({"computed_on": "cuda"} if on_gpu else {}),
         resume_with=resume_with,
     )
 
@@ -173,14 +178,18 @@ def generate(
     """Write what is missing of a data set and finish its store.
 
     writer    from `begin_dataset` with the same settings
+    cluster   who computes; "auto" counts this machine's GPUs
     progress  called now and then, from another thread too, with the samples that are whole and all of them
     say       called with a sentence for every worker that was lost
 
     raises  hpfwi_cluster.errors.ClusterError: no workers, or a shard that cannot be computed or written
+            ConfigError: more GPUs asked for than there are
     """
+    cluster = placed(cluster, usable_gpus())
+    factory = partial(ShardTask, writer, settings, cluster.device)
     missing = writer.missing()
     if missing:
-        with start_generation(partial(ShardTask, writer, settings), cluster) as group, _watched(writer, progress):
+        with start_generation(factory, cluster) as group, _watched(writer, progress):
             while missing:
                 costs = [float(len(shard)) for shard in missing]
                 try:
@@ -198,10 +207,10 @@ def generate(
 class ShardTask:
     """A rank's part in a data set: an item is the number of a shard's first sample, its work is to write the shard."""
 
-    def __init__(self, writer: PairsWriter, settings: MapSource) -> None:
+    def __init__(self, writer: PairsWriter, settings: MapSource, device: Device = "auto") -> None:
         self._writer = writer
         self._settings = settings
-        self._simulator = OpenFwiSimulator(settings.shape, settings.modelling)
+        self._simulator = OpenFwiSimulator(settings.shape, settings.modelling, device=device)
 
     def begin(self, iteration: int) -> None:
         """Nothing to get ready."""

@@ -262,7 +262,7 @@ def samples_of(config: TrainConfig, store: PairStore) -> tuple[range, range]:
 
 def require_trainable(config: TrainConfig, store: PairStore) -> None:
     """Raise ConfigError where samples, network, learning rate or precision would end or spoil the run."""
-    if config.training.precision == "bfloat16" and config.cluster.device == "cpu":
+    if config.training.precision == "bfloat16" and config.cluster.device != "cuda":
         # Seen with torch 2.13 on AMFMS: in about one step of ten, a plain convolution's weight gradient of up to 1e33.
         raise ConfigError(
             "training.precision = 'bfloat16' is for GPUs: on CPUs torch's convolutions return wrong weight gradients "

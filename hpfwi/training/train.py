@@ -16,12 +16,14 @@ from hpfwi.errors import DataError, NumericsError, RunClusterError, Stopped
 from hpfwi.parallel import (
     Abandoned,
     ClusterError,
+    ClusterSettings,
     Group,
     GroupLost,
     ItemFailed,
     IterationResult,
     State,
     one_torch_thread,
+    placed,
     start_training,
     validation_iteration,
 )
@@ -61,6 +63,18 @@ class Outcome:
     parameters: int
 
 
+def cluster_of(config: TrainConfig, gpus: int | None = None) -> ClusterSettings:
+    """Who computes a training run: its cluster settings without "auto".
+
+    gpus    of this machine; None counts those that torch can use
+
+    raises  ConfigError: device="cuda" where there are too few
+    """
+    if gpus is None:
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return placed(config.cluster, gpus)
+
+
 def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -> Outcome:
     """Train a network in a run folder, from the start or from the last checkpoint.
 
@@ -71,7 +85,10 @@ def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -
             NumericsError: a loss or gradient that is not finite; nothing was applied
             DataError, ConfigError, hpfwi_cluster.errors.ClusterError
     """
-    folder.event("resume" if resume else "start", name=config.name, workers=config.cluster.worker_count())
+    cluster = cluster_of(config)
+    folder.event(
+        "resume" if resume else "start", name=config.name, workers=cluster.worker_count(), device=cluster.device
+    )
     # More torch threads in the driver would take the workers' cores, and their number could change bits.
     with one_torch_thread(), contextlib.closing(TrainingView(folder.path)) as view:
         run = _Run(config, folder, view)
@@ -82,7 +99,7 @@ def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -
                 bar.went_back(run.done)
             else:
                 run.start()
-            with start_training(folder.path, config.cluster) as group:
+            with start_training(folder.path, cluster) as group:
                 group.tell, group.stop = run.told, stop
                 run.give_state(group)
                 while run.done < run.steps or run.owes_an_epoch:

@@ -18,10 +18,13 @@ from hpfwi import cli
 from hpfwi.config import load_config
 from hpfwi.errors import ConfigError, DataError, NumericsError
 from hpfwi.experiment import build_experiment
+from hpfwi.physics.derived import derived
 from hpfwi.physics.grid import Grid
 from hpfwi.physics.medium import build_medium
 from hpfwi.physics.model import constant, linear_gradient
-from hpfwi.physics.modelling import ModellingSettings, Simulator, derived, simulate, simulate_observed
+from hpfwi.physics.modelling import simulate, simulate_observed
+from hpfwi.physics.modelling_settings import ModellingSettings
+from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.source import SourceSettings, build_wavelet
 from hpfwi.physics.survey import Survey
 from hpfwi.plan import derived_settings, in_brief

@@ -7,16 +7,13 @@ import torch
 from pydantic import ValidationError
 
 from hpfwi.errors import ConfigError, DataError
+from hpfwi.physics.derived import derived
+from hpfwi.physics.discretisation import POINTS_PER_WAVELENGTH
 from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import EarthModel, constant, linear_gradient, smooth
-from hpfwi.physics.modelling import (
-    POINTS_PER_WAVELENGTH,
-    ModellingSettings,
-    Simulator,
-    derived,
-    simulate,
-    simulate_observed,
-)
+from hpfwi.physics.modelling import simulate, simulate_observed
+from hpfwi.physics.modelling_settings import ModellingSettings
+from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.source import SourceSettings, build_wavelet
 from hpfwi.physics.survey import Survey, SurveySettings, build_survey
 from hpfwi.synthetic.velocity import procedural_marmousi_like

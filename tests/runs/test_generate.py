@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hpfwi import cli
+from hpfwi.errors import DataError
 from hpfwi.parallel import ClusterSettings
 from hpfwi.physics.openfwi import OpenFwiSettings, OpenFwiSimulator
 from hpfwi.store.openfwi import open_pairs
@@ -30,7 +31,7 @@ SETTINGS = DatasetSettings(family="curvefault-b", samples=SAMPLES, seed=4, shape
 ARGUMENTS = [
     *("data", "generate", "curvefault-b", "-n", str(SAMPLES), "--seed", "4", "--test", "3", "--shard-samples", "2"),
     *("--model-shape", "12,15", "--set", "shots=2", "--set", "steps=60", "--set", "peak_hz=40"),
-    *("--set", "absorbing_cells=5"),
+    *("--set", "absorbing_cells=5", "--device", "cpu"),
 ]
 
 Files = dict[str, str]
@@ -59,7 +60,7 @@ def run(*arguments: str) -> Result:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the toy store, made by one thread of this process."""
     path = tmp_path_factory.mktemp("reference") / "toy.zarr"
-    local = ClusterSettings(workers=0)
+    local = ClusterSettings(device="cpu", workers=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hpfwi.parallel.local_threads", lambda settings: 1)
         made(path, local)
@@ -93,7 +94,7 @@ def test_samples_are_maps_of_the_family_and_their_records(reference: Path) -> No
 
 
 def test_threads_shards_and_the_number_of_samples_change_no_sample(reference: Path, tmp_path: Path) -> None:
-    three = ClusterSettings(workers=0, threads_per_worker=3)
+    three = ClusterSettings(device="cpu", workers=0, threads_per_worker=3)
     assert made(tmp_path / "threads.zarr", three) == files_of(reference)
     fewer = SETTINGS.model_copy(update={"samples": 7, "test_samples": 0})
     made(tmp_path / "fewer.zarr", three, fewer, shard_samples=5)
@@ -109,6 +110,7 @@ import numpy as np
 import hpfwi_cluster.local, rich.progress, zarr.codecs
 from typer.testing import CliRunner
 from hpfwi import cli
+from hpfwi.errors import DataError
 from hpfwi.physics.openfwi import OpenFwiSettings, OpenFwiSimulator
 from hpfwi.synthetic import dataset
 
@@ -198,7 +200,7 @@ def test_workers_make_the_same_store_also_when_they_die(
     said: list[str] = []
     path = tmp_path / "toy.zarr"
     writer = begin_dataset(path, SETTINGS, shard_samples=2)
-    dataset.generate(writer, SETTINGS, ClusterSettings(workers=2), say=said.append)
+    dataset.generate(writer, SETTINGS, ClusterSettings(device="cpu", workers=2), say=said.append)
     assert len(said) == 1
     assert not (tmp_path / "6").exists()
     assert files_of(path) == files_of(reference)
@@ -209,6 +211,11 @@ def test_workers_make_the_same_store_also_when_they_die(
     [
         (["curvfault-b", "-n", "4"], 2, 'There is no family "curvfault-b": '),
         (["style-a", "-n", "4", "--workers", "-1"], 2, "--workers -1 is no number of workers: give a whole number"),
+        (
+            ["style-a", "-n", "4", "--device", "cuda", "--workers", "99"],
+            2,
+            "cluster.device = 'cuda' needs 99 GPUs for ",
+        ),
         (["style-a", "-n", "4", "--test", "5"], 2, "--test 5 is more than the 4 pairs there are: give at most 4."),
         (["style-a", "-n", "4", "--set", "step=5"], 2, "step=5: step is not an option of the modelling; there are "),
         (["style-a", "-n", "4", "--set", "steps"], 2, "steps cannot be used (Time steps): input should be a valid"),
@@ -235,6 +242,13 @@ def test_another_data_set_under_the_name_is_left_alone(reference: Path, tmp_path
     assert "is there already" in result.stderr
     assert "provenance" in result.stderr
     assert files_of(reference) == before
+
+
+def test_a_store_begun_on_processors_is_not_gone_on_with_on_gpus(tmp_path: Path) -> None:
+    begin_dataset(tmp_path / "toy.zarr", SETTINGS)
+    begin_dataset(tmp_path / "toy.zarr", SETTINGS)
+    with pytest.raises(DataError, match="provenance"):
+        begin_dataset(tmp_path / "toy.zarr", SETTINGS, on_gpu=True)
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

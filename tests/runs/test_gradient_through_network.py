@@ -10,7 +10,8 @@ from hpfwi.inversion.misfit import l2
 from hpfwi.inversion.parameterisation import Parameterisation, ParameterisationSettings, build_parameterisation
 from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import EarthModel, water_rows
-from hpfwi.physics.modelling import ModellingSettings, Simulator
+from hpfwi.physics.modelling_settings import ModellingSettings
+from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.source import ricker
 from hpfwi.physics.survey import Survey
 

@@ -58,16 +58,16 @@ PROGRAM = """
             return self._task.compute(item)
 
     class Inversion:
-        def __call__(self, run):
+        def __call__(self, run, device):
             from hpfwi import parallel
             from hpfwi.inversion.task import open_task
-            return Slow(parallel._ItemsOfShots(open_task(Path(run))))
+            return Slow(parallel._ItemsOfShots(open_task(Path(run), device=device)))
 
     class Training:
-        def __call__(self, run, ahead):
+        def __call__(self, run, ahead, device):
             from hpfwi import parallel
             from hpfwi.training.task import open_task
-            return Slow(parallel._ItemsOfSlices(open_task(Path(run), ahead=ahead)))
+            return Slow(parallel._ItemsOfSlices(open_task(Path(run), ahead=ahead, device=device)))
 
     parallel._build, parallel._build_training = Inversion(), Training()
     verb, folder, *options = sys.argv[1:]

@@ -59,11 +59,11 @@ class Mortal:
 class Factory:
     """Build a mortal replica for a run folder; travels to the workers by value."""
 
-    def __init__(self, build: Callable[[str], Any], orders: Path) -> None:
+    def __init__(self, build: Callable[..., Any], orders: Path) -> None:
         self._build, self._orders = build, orders
 
-    def __call__(self, run: str) -> Mortal:
-        return Mortal(self._build(run), self._orders)
+    def __call__(self, run: str, device: str) -> Mortal:
+        return Mortal(self._build(run, device), self._orders)
 
 
 class Lent:
