@@ -7,6 +7,7 @@
 // that is all resident) are run together, and each has shared memory of its own. Not covered: memory ordering between
 // barriers, bank conflicts, occupancy.
 #pragma once
+#include <csetjmp>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -37,22 +38,46 @@ alignas(16) float memory[SHARED_FLOATS];
 namespace fibers {
 enum State { READY, AT_BLOCK, AT_TEAM, ENDED };
 
-static ucontext_t scheduler;
-static std::vector<ucontext_t> contexts;
+// A fiber runs one thread of every launch in turn: only its first turn needs a context, and asks the system for one;
+// later turns are jumps.
+struct Fiber {
+    std::vector<char> stack = std::vector<char>(1 << 16);
+    jmp_buf place;
+    bool begun = false;
+};
+
+static jmp_buf scheduler;
+static std::vector<Fiber> threads_at_hand;
 static std::vector<State> states;
 static std::vector<float*> shared;  // of each block of the running team
 static unsigned running, threads_of_block;
 static const std::function<void()>* body;
 
-static void enter() {
-    (*body)();
-    states[running] = ENDED;
-    swapcontext(&contexts[running], &scheduler);
+__attribute__((noinline)) static void wait(State at) {
+    states[running] = at;
+    if (!_setjmp(threads_at_hand[running].place)) _longjmp(scheduler, 1);
 }
 
-static void wait(State at) {
-    states[running] = at;
-    swapcontext(&contexts[running], &scheduler);
+static void live() {
+    for (;;) {
+        (*body)();
+        wait(ENDED);
+    }
+}
+
+// Runs a thread until it waits or ends.
+__attribute__((noinline)) static void turn_of(unsigned n) {
+    running = n;
+    if (_setjmp(scheduler)) return;
+    Fiber& fiber = threads_at_hand[n];
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    ucontext_t beginning;
+    getcontext(&beginning);
+    beginning.uc_stack.ss_sp = fiber.stack.data();
+    beginning.uc_stack.ss_size = fiber.stack.size();
+    makecontext(&beginning, live, 0);
+    setcontext(&beginning);
 }
 
 // Lets the fibers of a range go where all of them are at the same barrier.
@@ -65,12 +90,10 @@ static bool release(unsigned first, unsigned last, State barrier) {
 
 // Runs blocks `first` to `first + blocks` - 1 together; false where their threads did not reach the same barrier.
 static bool team(unsigned first, unsigned blocks, unsigned threads, unsigned order, const std::function<void()>& kernel) {
-    static std::vector<std::vector<char>> stacks;
     static std::vector<std::vector<float>> more_memory;
     const unsigned all = blocks * threads;
-    if (stacks.size() < all) stacks.resize(all, std::vector<char>(1 << 16));
+    if (threads_at_hand.size() < all) threads_at_hand.resize(all);
     if (more_memory.size() + 1 < blocks) more_memory.resize(blocks - 1, std::vector<float>(SHARED_FLOATS + 4));
-    contexts.assign(all, ucontext_t());
     states.assign(all, READY);
     shared.assign(1, memory);
     for (unsigned n = 1; n < blocks; ++n) {
@@ -81,27 +104,23 @@ static bool team(unsigned first, unsigned blocks, unsigned threads, unsigned ord
     body = &kernel;
     threads_of_block = threads;
     std::vector<unsigned> turns(all);
-    for (unsigned n = 0; n < all; ++n) {
-        turns[n] = order == 1 ? all - 1 - n : n;
-        getcontext(&contexts[n]);
-        contexts[n].uc_stack.ss_sp = stacks[n].data();
-        contexts[n].uc_stack.ss_size = stacks[n].size();
-        makecontext(&contexts[n], enter, 0);
-    }
+    for (unsigned n = 0; n < all; ++n) turns[n] = order == 1 ? all - 1 - n : n;
     std::mt19937 draw(order);
     for (;;) {
         if (order > 1) std::shuffle(turns.begin(), turns.end(), draw);
         for (const unsigned n : turns) {
             if (states[n] != READY) continue;
-            running = n;
             threadIdx.x = n % threads;
             blockIdx.x = first + n / threads;
-            swapcontext(&scheduler, &contexts[n]);
+            turn_of(n);
         }
         if (std::all_of(states.begin(), states.end(), [](State state) { return state == ENDED; })) return true;
         bool moves = release(0, all, AT_TEAM);
         for (unsigned n = 0; n < blocks; ++n) moves |= release(n * threads, (n + 1) * threads, AT_BLOCK);
-        if (!moves) return false;
+        if (!moves) {
+            threads_at_hand.clear();  // they stand somewhere in the middle
+            return false;
+        }
     }
 }
 

@@ -1,11 +1,5 @@
 """The streaming kernels: their source and their host code run on the processor against the reference."""
 
-import ctypes
-import functools
-import shutil
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,226 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hpfwi_kernels.acoustic import Points, Scheme, cuda_call, cuda_streaming, cuda_streaming_layout, off_grid, reference
-from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall
-from hpfwi_kernels.acoustic.cuda_streaming_layout import PARAMS, Launch, Operation, Zero
-from hpfwi_kernels.acoustic.setup import fold_edges, prepare
+from hpfwi_kernels.acoustic import Memory, Scheme, cuda, cuda_streaming_layout, off_grid
+from tests.kernels.cuda_on_cpu import Processor, Survey, distance, operation_on, right_answers
 
-HERE = Path(__file__).parent
-FOLDER = Path(cuda_streaming.__file__).parent
-# Every kernel as a function of its description and the rest of its arguments as 64-bit numbers.
-HARNESS = """
-#include <map>
-#include <string>
-#include "cuda_on_cpu.h"
-
-static int add_in_turn(int* sum, int more) {
-    const int before = *sum;
-    *sum += more;
-    return before;
-}
-#define atomicAdd add_in_turn
-#include "%(source)s"
-
-using Rest = const long long*;
-using Kernel = std::function<void(const Params&, Rest)>;
-static float* at(long long address) { return (float*)address; }
-static const std::map<std::string, Kernel> kernels = {
-%(entries)s
-};
-
-extern "C" long size_of_params() { return sizeof(Params); }
-
-extern "C" int run(const char* name, const Params* p, Rest rest, unsigned blocks, unsigned many, int order) {
-    const Kernel& kernel = kernels.at(name);
-    for (unsigned n = 0; n < many; ++n) {
-        blockIdx.y = n;
-        if (!fibers::launch(blocks, THREADS, order, [&] { kernel(*p, rest); })) return 0;
-    }
-    return 1;
-}
-"""
-ARGUMENTS = {
-    "to_field": "at(a[0]), a[1], at(a[2]), a[3], (int)a[4]",
-    "from_field": "at(a[0]), a[1], at(a[2]), a[3], (int)a[4]",
-    "to_packed": "at(a[0]), a[1], at(a[2]), a[3], (int)a[4]",
-    "from_packed": "at(a[0]), a[1], at(a[2]), a[3], (int)a[4]",
-    "begin_call": "at(a[0]), (int)a[1]",
-    "tile_count": "",
-    "tile_scan": "(int)a[0]",
-    "tile_fill": "(int*)a[0]",
-    "first_ring": "at(a[0]), (int)a[1]",
-}
-
-
-def library_of(kernels: frozenset[str], dimensions: int, folder: Path, edit: Callable[[str], str]) -> ctypes.CDLL:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    (folder / "source.cu").write_text(edit(cuda_streaming.source(dimensions)))
-    entries = []
-    for name in sorted(kernels):
-        rest = ARGUMENTS.get(name.split("<")[0], "(int)a[0]")
-        entries.append(f'{{"{name}", [](const Params& p, Rest a) {{ {name}(p{", " * bool(rest)}{rest}); }}}},')
-    (folder / "harness.cpp").write_text(HARNESS % {"source": "source.cu", "entries": "\n".join(entries)})
-    command = [compiler, "-std=c++17", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", f"-I{HERE}"]
-    subprocess.run([*command, "harness.cpp", "-o", "harness.so"], cwd=folder, check=True)
-    return ctypes.CDLL(str(folder / "harness.so"))
-
-
-@dataclass
-class Machine:
-    """Runs programs on the processor; compiles what a program needs the first time that it does."""
-
-    folder: Path
-    edit: Callable[[str], str] = str
-    libraries: dict[tuple[int, frozenset[str]], ctypes.CDLL] = field(default_factory=dict)
-
-    def library(self, kernels: frozenset[str], dimensions: int) -> ctypes.CDLL:
-        for (known_dimensions, known), library in self.libraries.items():
-            if dimensions == known_dimensions and kernels <= known:
-                return library
-        place = self.folder / str(len(self.libraries))
-        place.mkdir()
-        made = library_of(kernels, dimensions, place, self.edit)
-        assert made.size_of_params() == PARAMS.itemsize
-        return self.libraries.setdefault((dimensions, kernels), made)
-
-    def run(self, program: list[Operation], dimensions: int, order: int = 0) -> None:
-        launches = [one for operation in program for one in cuda_streaming.launches_of(operation)]
-        library = self.library(frozenset(one.kernel for one in launches), dimensions)
-        for operation in program:
-            if isinstance(operation, Zero):
-                ctypes.memset(operation.address, 0, operation.count)
-                continue
-            for _ in range(1 if isinstance(operation, Launch) else operation.times):
-                for one in cuda_streaming.launches_of(operation):
-                    rest = (ctypes.c_longlong * 8)(*(int(number) for number in one.typed()))
-                    params = ctypes.c_void_p(one.params.ctypes.data)
-                    assert library.run(one.kernel.encode(), params, rest, *one.blocks, order), one.kernel
-
-
-def filled(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray:
-    """Memory that shows a cell that no kernel wrote."""
-    return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max, dtype)
-
-
-@dataclass
-class Survey:
-    """A problem in memory of the processor, described as for a GPU."""
-
-    scheme: Scheme
-    velocity: NDArray
-    wavelet: NDArray
-    sources: Points
-    receivers: Points
-    held: list[NDArray] = field(default_factory=list)
-
-    def hold(self, array: NDArray) -> int:
-        """The array's address; it is kept alive, and begins on a multiple of 256 as CUDA's allocations do."""
-        block = np.zeros(array.nbytes + 256, np.uint8)
-        start = -block.ctypes.data % 256
-        copy = block[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-        copy[...] = array
-        self.held.append(copy)
-        return copy.ctypes.data
-
-    def shared(self, array: NDArray) -> tuple[int, NDArray]:
-        address = self.hold(array)
-        return address, self.held[-1]
-
-    @functools.cached_property
-    def problem(self) -> cuda_call.Problem:
-        setup = prepare(self.velocity, self.wavelet, self.sources, self.receivers, self.scheme)
-        return cuda_call.describe(
-            self.scheme,
-            self.sources,
-            self.receivers,
-            models=len(setup.factor),
-            steps=self.wavelet.shape[2],
-            factor=self.hold(setup.factor.astype(np.float32)),
-            drive=self.hold(self.wavelet.astype(np.float32)),
-            place=self.hold,
-        )
-
-    def space(self, count: int) -> int:
-        return self.hold(filled((-(-count // 4),)))
-
-    def forward(
-        self, machine: Machine, *, keep: str = "", segments: int = 1, order: int = 0, ring: bool = False
-    ) -> dict[str, Any]:
-        """Records, the brackets of every segment and the states at their beginnings, and what ring mode keeps."""
-        problem, steps = self.problem, self.wavelet.shape[2]
-        unit = int(np.lcm(2, self.scheme.store_every))
-        length = -(-steps // (segments * unit)) * unit
-        address, records = self.shared(filled((problem.shots, steps, problem.receivers.points)))
-        state = self.hold(filled((problem.shots, problem.state_fields, problem.cells)))
-        rings, ring_array = self.shared(filled((problem.shots, steps, problem.ring_cells if ring else 1)))
-        kept = []
-        for begin in range(0, steps, length):
-            end = min(begin + length, steps)
-            slots = -(-(end - begin) // self.scheme.store_every)
-            dtype = np.uint16 if keep == "bfloat16" else np.float32
-            brackets, array = self.shared(filled((problem.shots, slots, problem.cells if keep else 1), dtype))
-            call = ForwardCall(
-                problem=problem,
-                begin=begin,
-                end=end,
-                state_in=state if begin else 0,
-                state_out=state,
-                records=address,
-                brackets=brackets if keep else 0,
-                bracket_type="bfloat16" if keep == "bfloat16" else "float32",
-                ring=rings if ring else 0,
-                workspace=self.space(cuda_streaming.forward_workspace_bytes(problem)),
-            )
-            machine.run(cuda_streaming.forward_program(call), problem.dimensions, order)
-            kept.append((begin, end, brackets, array))
-        fields = self.held[[array.ctypes.data for array in self.held].index(state)]
-        return {"records": records, "kept": kept, "state": fields, "ring": rings, "ring_array": ring_array}
-
-    def gradient(
-        self, machine: Machine, kept: dict[str, Any], residual: NDArray, *, keep: str = "", order: int = 0
-    ) -> tuple[NDArray, NDArray]:
-        """Gradients of velocity and wavelet from what the kernels leave, put together as the op does."""
-        problem, (shots, points, steps) = self.problem, self.wavelet.shape
-        products, product = self.shared(filled((problem.sources.taps, steps)))
-        gradients, drive_gradient = self.shared(filled((shots, points, steps)))
-        totals, total = self.shared(np.zeros((shots, problem.cells), np.float32))
-        field_address, fields = self.shared(kept["state"][:, :2].copy())
-        state = self.hold(filled((shots, problem.state_fields, problem.cells)))
-        residuals = self.hold(residual.astype(np.float32))
-        for number, (begin, end, brackets, _) in enumerate(reversed(kept["kept"])):
-            call = AdjointCall(
-                problem=problem,
-                begin=begin,
-                end=end,
-                state_in=state if number else 0,
-                state_out=state,
-                residual=residuals,
-                drive_gradient=gradients,
-                product=products,
-                total=totals,
-                brackets=brackets if keep else 0,
-                bracket_type="bfloat16" if keep == "bfloat16" else "float32",
-                ring=0 if keep else kept["ring"],
-                field=0 if keep else field_address,
-                workspace=self.space(cuda_streaming.adjoint_workspace_bytes(problem, rewinds=not keep)),
-            )
-            machine.run(cuda_streaming.adjoint_program(call), problem.dimensions, order)
-        setup = prepare(self.velocity, self.wavelet, self.sources, self.receivers, self.scheme)
-        full = total.astype(np.float64).reshape(shots, *problem.shape) * self.scheme.store_every
-        at = 0
-        for shot, taps in enumerate(setup.sources):
-            own = product[at : at + len(taps.point)].astype(np.float64)
-            np.add.at(full[shot], taps.cell, (own * self.wavelet[shot][taps.point]).sum(axis=1))
-            at += len(taps.point)
-        summed = full if len(setup.factor) > 1 else full.sum(axis=0)[None]
-        scale = np.divide(2.0, setup.velocity, out=np.zeros_like(setup.velocity), where=setup.velocity != 0)
-        self.fields_left = fields
-        return fold_edges(summed * scale, self.scheme).reshape(self.velocity.shape), drive_gradient
-
-
+STREAMS = cuda.Limits("a test", 1, 0, clusters=False)
+"""What leaves nothing but streaming to a 2-D model."""
 # In 2-D with one tile that no layer touches, in the middle.
 SHAPES = {2: (70, 266), 3: (9, 17, 21)}
 SMALL = (29, 45)
@@ -271,44 +50,37 @@ def survey_of(
     return Survey(scheme, velocity, rng.standard_normal((shots, len(spread), samples)), sources, receivers)
 
 
-def truth(survey: Survey) -> tuple[NDArray, NDArray, NDArray]:
-    """Records [shot, step, receiver] and both gradients of half their sum of squares, from the reference."""
-    points = survey.sources, survey.receivers, survey.scheme
-    records, stored = reference.forward(survey.velocity, survey.wavelet, *points, store=True)
-    assert stored is not None
-    gradients = reference.gradient(survey.velocity, survey.wavelet, *points, stored, records)
-    return records.transpose(0, 2, 1), *gradients
-
-
-def everything(survey: Survey, machine: Machine, residual: NDArray, **how: Any) -> tuple[NDArray, NDArray, NDArray]:
+def streamed(processor: Processor, survey: Survey, memory: Memory | None = None, **how: Any) -> tuple[NDArray, ...]:
     """Records and both gradients from the kernels."""
-    kept = survey.forward(machine, **({"keep": "float32"} | how))
-    back = {"keep": how.get("keep", "float32"), "order": how.get("order", 0)}
-    return kept["records"], *survey.gradient(machine, kept, residual, **back)
+    return operation_on(processor, survey, memory or Memory(), STREAMS, **({"order": 0} | how))
 
 
-def distance(result: NDArray, expected: NDArray) -> float:
-    """Relative L2 distance over the whole array, in float64."""
-    assert result.shape == expected.shape
-    return float(np.linalg.norm(result.astype(np.float64) - expected) / np.linalg.norm(expected))
+def require_the_reference(found: tuple[NDArray, ...], survey: Survey) -> None:
+    for result, right in zip(found, right_answers(survey), strict=False):
+        assert distance(result, right) < 1e-5
 
 
-def kernels_of(dimensions: int) -> frozenset[str]:
+def require_the_same_bits(found: tuple[NDArray, ...], other: tuple[NDArray, ...]) -> None:
+    for one, same in zip(found, other, strict=True):
+        np.testing.assert_array_equal(one, same)
+
+
+def kernels_of(dimensions: int) -> set[str]:
     """What most tests run, compiled at once."""
     names = {f"{way}_{dimensions}d<{r}, CPML, FULL>" for way in ("forward", "back") for r in (1, 2, 3, 4)}
     for way in ("forward", "back"):
-        names |= {f"{way}_{dimensions}d<2, {kind}, FULL>" for kind in ("CPML", "SPONGE")}
+        names |= {f"{way}_{dimensions}d<2, SPONGE, {keep}>" for keep in ("FULL", "NOTHING")}
         names |= {f"{way}_{dimensions}d<2, CPML, {keep}>" for keep in ("NOTHING", "HALF")}
     names |= {f"{move}<{r}>" for move in ("to_packed", "from_packed", "first_ring") for r in (1, 2, 3, 4)}
     names |= {f"rewind_{dimensions}d<2, {counts}>" for counts in ("true", "false")}
-    return frozenset(names | {"to_field", "from_field", "begin_call", "tile_count", "tile_scan", "tile_fill"})
+    return names | {"to_field", "from_field", "begin_call", "tile_count", "tile_scan", "tile_fill"}
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    made = Machine(tmp_path_factory.mktemp("streaming"))
+def processor(tmp_path_factory: pytest.TempPathFactory) -> Processor:
+    made = Processor(tmp_path_factory.mktemp("streaming"))
     for dimensions in (2, 3):
-        made.library(kernels_of(dimensions), dimensions)
+        made.compile(kernels_of(dimensions))
     return made
 
 
@@ -329,25 +101,21 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_equals_the_reference(name: str, dimensions: int, machine: Machine) -> None:
+def test_equals_the_reference(name: str, dimensions: int, processor: Processor) -> None:
     survey = survey_of(dimensions, **CASES[name])
-    expected = truth(survey)
-    for result, right in zip(everything(survey, machine, expected[0]), expected, strict=True):
-        assert distance(result, right) < 1e-5
+    require_the_reference(streamed(processor, survey), survey)
 
 
 @pytest.mark.parametrize("shape", [SMALL, (1, 1), (5, 33), (33, 2), (3, 1, 2), (1, 20, 5)], ids=str)
-def test_odd_sizes_and_several_shots_equal_the_reference(shape: tuple[int, ...], machine: Machine) -> None:
-    """Layers that are wider than the model and overlap, and a layer of one cell."""
+def test_odd_sizes_and_several_shots_equal_the_reference(shape: tuple[int, ...], processor: Processor) -> None:
+    """A model for each shot; layers that are wider than the model and overlap, and a layer of one cell."""
     survey = survey_of(len(shape), shots=2, models=2, shape=shape, absorbing=(12, 1, 0, 9, 10, 3))
-    expected = truth(survey)
-    for result, right in zip(everything(survey, machine, expected[0]), expected, strict=True):
-        assert distance(result, right) < 1e-5
+    require_the_reference(streamed(processor, survey), survey)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [4, 8])
-def test_blocks_that_no_layer_touches_in_3d(order: int, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_no_layer_touches_in_3d(order: int, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_streaming_layout, "SHORTEST_RUN", 4)
     survey = survey_of(3, shape=(24, 36, 133), samples=14, order=order, absorbing=(2, 2, 4, 7, 3, 6), dt_s=1.9e-3)
     layout = cuda_streaming_layout.Layout(survey.problem, "adjoint", rewinds=False)
@@ -356,45 +124,75 @@ def test_blocks_that_no_layer_touches_in_3d(order: int, machine: Machine, monkey
     # The tile in the middle.
     assert all(params["inner_low"] <= (12, 16, 64))
     assert all(params["inner_high"] >= (16, 32, 128))
-    expected = truth(survey)
-    for result, right in zip(everything(survey, machine, expected[0]), expected, strict=True):
-        assert distance(result, right) < 1e-5
+    require_the_reference(streamed(processor, survey), survey)
 
 
-def test_the_order_of_threads_and_segments_do_not_show(machine: Machine) -> None:
-    """Forwards, backwards, and in segments that pass a state on: the same bits."""
-    survey = survey_of(shots=2, shape=SMALL, store_every=2)
-    residual = truth(survey)[0]
-    first = everything(survey, machine, residual)
-    for how in ({"order": 1}, {"segments": 3}):
-        for one, other in zip(first, everything(survey, machine, residual, **how), strict=True):
-            np.testing.assert_array_equal(one, other)
+FREE = {"free_surface": True, "absorbing": (0, *WIDTHS[1:])}
+SPONGE = {"boundary": "sponge", "min_velocity_mps": 1500.0}
+SIZES = {2: SMALL, 3: (7, 13, 16)}
+"""In 3-D with rows of 25 cells, or of 24, which are whole vectors."""
+WHOLE = {"absorbing": (6, 5, 4, 7, 3, 5)}
 
 
-def test_brackets_in_sixteen_bits(machine: Machine) -> None:
-    survey = survey_of(shots=2, shape=SMALL)
-    residual = truth(survey)[0]
-    exact, half = (everything(survey, machine, residual, keep=keep) for keep in ("float32", "bfloat16"))
-    np.testing.assert_array_equal(exact[0], half[0])
-    np.testing.assert_array_equal(exact[2], half[2])
-    assert 0 < distance(half[1], exact[1]) < 5e-3
+@pytest.mark.parametrize(
+    ("dimensions", "options"),
+    [
+        (2, {"store_every": 2}), (2, SPONGE), (3, {}), (3, {"store_every": 3}), (3, FREE),
+        (3, WHOLE),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_orders_of_threads_and_segments_do_not_show(
+    dimensions: int, options: dict[str, Any], processor: Processor
+) -> None:
+    """First to last, last to first, shuffled, in segments run again from states passed on: the same bits."""
+    survey = survey_of(dimensions, shots=2, models=2, shape=SIZES[dimensions], samples=24, **options)
+    found = streamed(processor, survey)
+    require_the_reference(found, survey)
+    require_the_same_bits(streamed(processor, survey, order=1), found)
+    segments = Memory(mode="checkpoint", segment_steps=11)
+    require_the_same_bits(streamed(processor, survey, segments, order=7), found)
 
 
-def test_the_field_run_backwards_from_its_ring(machine: Machine) -> None:
+@pytest.mark.parametrize(
+    ("dimensions", "options"),
+    [(2, {}), (3, {}), (3, {"store_every": 2}), (3, WHOLE)],
+    ids=str,
+)
+def test_brackets_in_sixteen_bits(dimensions: int, options: dict[str, Any], processor: Processor) -> None:
+    """Their digits alone are lost; in segments and in any order of threads nothing else is."""
+    survey = survey_of(dimensions, shots=2, shape=SIZES[dimensions], samples=24, **options)
+    exact, half = (streamed(processor, survey, Memory(half=half)) for half in (False, True))
+    require_the_same_bits((half[0], half[2]), (exact[0], exact[2]))
+    assert 1e-4 < distance(half[1], exact[1]) < 2**-7
+    segments = Memory(mode="checkpoint", half=True, segment_steps=11)
+    require_the_same_bits(streamed(processor, survey, segments, order=7), half)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "options"),
+    [
+        (2, {}), (2, {"store_every": 2}), (2, FREE), (2, SPONGE), (3, {}), (3, {"store_every": 2}), (3, FREE),
+        (3, SPONGE), (3, SPONGE | FREE), (3, {"absorbing": (0,) * 6}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_field_run_backwards_from_its_ring(dimensions: int, options: dict[str, Any], processor: Processor) -> None:
     """What the layer-free core contributes to the gradient; nothing from the layers and what they reach."""
-    for options in ({}, {"store_every": 2}, {"free_surface": True, "absorbing": (0, *WIDTHS[1:])}):
-        survey = survey_of(shape=SMALL, shots=2, **options)
-        residual = truth(survey)[0]
-        kept = survey.forward(machine, ring=True)
-        result, wavelet_gradient = survey.gradient(machine, kept, residual)
-        whole = survey.forward(machine, keep="float32")
-        stored, same = survey.gradient(machine, whole, residual, keep="float32")
-        np.testing.assert_array_equal(wavelet_gradient, same)
-        core = tuple(
-            slice(max(first - low, 1), last - low - 1)
-            for (first, last), (low, _) in zip(survey.problem.core, survey.scheme.widths, strict=True)
+    survey = survey_of(dimensions, shots=2, shape=(*SIZES[dimensions][:-1], 45), samples=24, **options)
+    found = streamed(processor, survey, Memory(mode="boundary"))
+    stored = streamed(processor, survey)
+    require_the_same_bits((found[0], found[2]), (stored[0], stored[2]))
+    core = tuple(
+        slice(max(first - low, 1), min(last - low, cells) - 1)
+        for (first, last), (low, _), cells in zip(
+            survey.problem.core, survey.scheme.widths, survey.velocity.shape, strict=True
         )
-        assert distance(result[core], stored[core].astype(np.float64)) < 1e-5
+    )
+    assert stored[1][core].size > 0
+    assert 0 < distance(found[1][core], stored[1][core]) < 1e-5
+    for order in (1, 7):
+        require_the_same_bits(streamed(processor, survey, Memory(mode="boundary"), order=order), found)
 
 
 BREAKS = {
@@ -426,8 +224,8 @@ def test_what_is_broken_is_seen(name: str, tmp_path: Path) -> None:
         return text.replace(right, wrong)
 
     survey = survey_of(dimensions, shape={2: (45, 150), 3: (4, 33, 6)}[dimensions], samples=20)
-    expected = truth(survey)[0]
-    broken = Machine(tmp_path, edit)
+    expected = right_answers(survey)[0]
+    broken = Processor(tmp_path, edit)
     with np.errstate(all="ignore"):
-        results = [survey.forward(broken, order=order)["records"] for order in (0, 1)]
+        results = [streamed(broken, survey, order=order, gradient=False)[0] for order in (0, 1)]
     assert max(distance(np.nan_to_num(result, nan=1e30), expected) for result in results) > 1e-3

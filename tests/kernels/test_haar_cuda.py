@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from hpfwi_kernels.haar import cuda, eager_wavelet_convolution, reference, wavelet_convolution
+from tests.kernels.cuda_on_cpu import library_of
 
-HERE = Path(__file__).parent
 K = 3
 # The kernels as functions of addresses, for a block's threads as fibers.
 HARNESS = """
@@ -46,19 +46,9 @@ extern "C" int run_gradient(
 """
 
 
-def library_of(source: str, folder: Path) -> ctypes.CDLL:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    (folder / "harness.cpp").write_text(HARNESS.format(source=source, k=K))
-    command = [compiler, "-std=c++17", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC", f"-I{HERE}"]
-    subprocess.run([*command, "harness.cpp", "-o", "harness.so"], cwd=folder, check=True)
-    return ctypes.CDLL(str(folder / "harness.so"))
-
-
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return library_of(str(cuda.SOURCE), tmp_path_factory.mktemp("kernels"))
+    return library_of(HARNESS.format(source=cuda.SOURCE, k=K), tmp_path_factory.mktemp("kernels"))
 
 
 def address(array: NDArray | None) -> ctypes.c_void_p:
@@ -136,7 +126,7 @@ def test_a_missing_barrier_is_seen(tmp_path: Path) -> None:
     assert len(barriers) == 7
     second = text[: barriers[1]] + text[barriers[1] :].replace("__syncthreads();", "", 1)
     (tmp_path / "broken.cu").write_text(second)
-    broken = library_of("broken.cu", tmp_path)
+    broken = library_of(HARNESS.format(source="broken.cu", k=K), tmp_path)
     x, base, bias, bands, _ = problem(TILES[0])
     good = reference.forward(x, base, bias, bands)
     results = [run_forward(broken, TILES[0], x, [base, bias, bands], order) for order in (0, 1)]

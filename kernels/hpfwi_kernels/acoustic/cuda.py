@@ -219,7 +219,7 @@ def _rewound_steps(problem: Problem) -> int:
 
 
 def _rewound_bytes(problem: Problem) -> int:
-    cells = problem.slots(0, _rewound_steps(problem)) * cuda_on_chip.bracket_cells(problem)
+    cells = problem.slots(0, _rewound_steps(problem)) * problem.bracket_cells
     return 4 * -(-problem.shots * cells // 64) * 64 + _state_bytes(problem)
 
 

@@ -152,6 +152,16 @@ class Problem:
         return 2 + 2 * self.dimensions * (self.boundary == "cpml")
 
     @property
+    def bracket_columns(self) -> int:
+        """Cells of a row of a bracket: rows are padded to whole vectors of both bracket types."""
+        return -(-self.shape[-1] // 8) * 8
+
+    @property
+    def bracket_cells(self) -> int:
+        """Cells of one bracket."""
+        return math.prod(self.shape[:-1]) * self.bracket_columns
+
+    @property
     def core(self) -> tuple[tuple[int, int], ...]:
         """First and last+1 cell, per axis, of the box whose update no layer touches; may be empty (first >= last).
 
@@ -192,7 +202,8 @@ class ForwardCall:
     records: int = 0
     """float32[shot, step of the whole run, receiver], written at these steps: u before the step; 0: nobody asks."""
     brackets: int = 0
-    """[shot, slot, cells], w of steps begin, begin + store_every, ..., written; 0: not kept."""
+    """[shot, slot, bracket cells], w of steps begin, begin + store_every, ..., written, and what pads their
+    rows undefined; 0: not kept."""
     bracket_type: BracketType = "float32"
     ring: int = 0
     """float32[shot, step of the whole run, ring cells], written: u before the step around the core, the low and the
@@ -225,7 +236,8 @@ class AdjointCall:
     total: int
     """float32[shot, cells]: mu w of the steps that count is added, once each (not times store_every)."""
     brackets: int = 0
-    """[shot, slot, cells] as the forward call of the same begin and end left them; 0: the field is run backwards."""
+    """[shot, slot, bracket cells] as the forward call of the same begin and end left them; 0: the field is run
+    backwards."""
     bracket_type: BracketType = "float32"
     ring: int = 0
     """As the forward call left it, where the field is run backwards."""

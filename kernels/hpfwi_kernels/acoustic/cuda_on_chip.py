@@ -126,11 +126,6 @@ def instance(problem: Problem, plan: Plan, run: Run) -> str:
     return f"on_chip<{sizes}, {_TEAMS[plan.team]}, {run.upper()}, {str(layered).lower()}>"
 
 
-def bracket_cells(problem: Problem) -> int:
-    """Cells of one bracket: rows are padded to whole vectors of both bracket types."""
-    return problem.shape[0] * _wide(problem)
-
-
 def plan_of(problem: Problem, team: Team, blocks: int) -> Plan | None:
     """The plan for so many blocks per shot, or None where bands get too thin or a band has too many cells.
 
@@ -173,7 +168,7 @@ def workspace_floats(problem: Problem, plan: Plan, run: Run, teams: int) -> dict
         "counters": _rounded(teams) if grid else 0,
         "exchange": exchange if grid else 0,
         "sums": _rounded(2 * (problem.receivers if run == "forward" else problem.sources).parts),
-        "sum": problem.shots * bracket_cells(problem) if run == "adjoint" else 0,
+        "sum": problem.shots * problem.bracket_cells if run == "adjoint" else 0,
     }
 
 
@@ -302,10 +297,6 @@ def _layer_rows(problem: Problem, plan: Plan, block: int) -> int:
 
 def _pitch(problem: Problem) -> int:
     return -(-problem.shape[1] // 4) * 4
-
-
-def _wide(problem: Problem) -> int:
-    return -(-problem.shape[1] // 8) * 8
 
 
 def _rounded(floats: int) -> int:

@@ -49,7 +49,7 @@ struct Params {
     long long field_stride, factor_stride, packed_stride, plane, cells, ring_cells;
     long long sample_shot, sample_step, sample_point, signal_shot, signal_step, signal_point;
     long long packed[3][2];  // where a face begins, by axis and side
-    int n[3], pitch, columns;
+    int n[3], pitch, columns, wide;  // of a row: in a field, packed, of a bracket
     int tiles[3], tile[3], extra;
     int low[3], high[3];            // a layer acts below and from
     int inner_low[3], inner_high[3];  // nothing but the plain update there
@@ -65,6 +65,10 @@ __device__ inline int most(int a, int b) { return a > b ? a : b; }
 
 struct alignas(16) Four {
     float v[LANES];
+};
+
+struct alignas(8) Halves {
+    unsigned short v[LANES];
 };
 
 __device__ inline Four load4(const float* at) { return *reinterpret_cast<const Four*>(at); }
@@ -87,62 +91,30 @@ __device__ inline float of_bfloat(unsigned short half) {
     return value;
 }
 
-// Unpitched arrays of the caller's: rows begin on 16 bytes only where their length is a multiple of four.
+// Four cells of a bracket, whose rows are padded to whole vectors.
 template <int KEEP>
-__device__ inline void keep4(void* array, long long at, const Four& w, int valid, bool aligned) {
+__device__ inline void keep4(void* brackets, long long at, const Four& w) {
     if (KEEP == FULL) {
-        float* to = (float*)array + at;
-        if (aligned) {
-            store4(to, w);
-        } else {
-#pragma unroll
-            for (int k = 0; k < LANES; ++k)
-                if (k < valid) to[k] = w.v[k];
-        }
+        store4((float*)brackets + at, w);
     } else {
-        unsigned short* to = (unsigned short*)array + at;
-        if (aligned) {
-            struct alignas(8) Halves {
-                unsigned short v[LANES];
-            } halves;
+        Halves halves;
 #pragma unroll
-            for (int k = 0; k < LANES; ++k) halves.v[k] = bfloat_of(w.v[k]);
-            *reinterpret_cast<Halves*>(to) = halves;
-        } else {
-#pragma unroll
-            for (int k = 0; k < LANES; ++k)
-                if (k < valid) to[k] = bfloat_of(w.v[k]);
-        }
+        for (int k = 0; k < LANES; ++k) halves.v[k] = bfloat_of(w.v[k]);
+        *reinterpret_cast<Halves*>((unsigned short*)brackets + at) = halves;
     }
 }
 
 template <int KEEP>
-__device__ inline Four kept4(const void* array, long long at, int valid, bool aligned) {
-    Four w = zero4();
-    if (KEEP == FULL) {
-        const float* from = (const float*)array + at;
-        if (aligned) return load4(from);
+__device__ inline Four kept4(const void* brackets, long long at) {
+    if (KEEP == FULL) return load4((const float*)brackets + at);
+    const Halves halves = *reinterpret_cast<const Halves*>((const unsigned short*)brackets + at);
+    Four w;
 #pragma unroll
-        for (int k = 0; k < LANES; ++k)
-            if (k < valid) w.v[k] = from[k];
-    } else {
-        const unsigned short* from = (const unsigned short*)array + at;
-        if (aligned) {
-            struct alignas(8) Halves {
-                unsigned short v[LANES];
-            } halves = *reinterpret_cast<const Halves*>(from);
-#pragma unroll
-            for (int k = 0; k < LANES; ++k) w.v[k] = of_bfloat(halves.v[k]);
-        } else {
-#pragma unroll
-            for (int k = 0; k < LANES; ++k)
-                if (k < valid) w.v[k] = of_bfloat(from[k]);
-        }
-    }
+    for (int k = 0; k < LANES; ++k) w.v[k] = of_bfloat(halves.v[k]);
     return w;
 }
 
-// total += mu w on four cells.
+// total += mu w on four cells; its rows, the caller's, begin on 16 bytes only where that is `aligned`.
 __device__ inline void count4(const Params& p, long long at, const Four& mu, const Four& w, int first, int last) {
     float* to = p.total + at;
     if (p.aligned && first == 0 && last == LANES) {

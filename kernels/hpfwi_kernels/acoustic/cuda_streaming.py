@@ -17,6 +17,7 @@ from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem, 
 from hpfwi_kernels.acoustic.cuda_streaming_layout import (
     ALIGNMENT_BYTES,
     EXTRA_BLOCKS,
+    LANES,
     THREADS,
     Launch,
     Layout,
@@ -91,6 +92,7 @@ def adjoint_program(call: AdjointCall) -> list[Operation]:
     _gather(params, problem, problem.sources, call.drive_gradient, step=1, point=problem.steps)
     _add(params, problem, problem.receivers, call.residual, step=problem.receivers.points, point=1)
     params["product"], params["brackets"], params["total"] = call.product, call.brackets, call.total
+    params["aligned"] = call.total % 16 == 0 and problem.shape[-1] % LANES == 0
     params["extra"] = _extra_blocks(problem.sources.points, 0)
     variant = f"{problem.radius}, {problem.boundary.upper()}"
     keep = "NOTHING" if rewinds else _keep(call.bracket_type)

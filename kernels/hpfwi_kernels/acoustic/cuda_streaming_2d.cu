@@ -39,19 +39,18 @@ __device__ inline void update(const Params& p, int parity, int shot, int step, i
     float* after = p.field[1 - parity] + shot * p.field_stride;
     const float* factor = p.factor + shot * p.factor_stride;
     const int valid = INNER ? LANES : least(LANES, p.n[2] - x);
-    const bool aligned = p.aligned && valid == LANES;
-    const long long kept = ((long long)shot * p.slots + (step - p.begin) / p.every) * p.cells;
+    const long long kept = ((long long)shot * p.slots + (step - p.begin) / p.every) * p.n[0];  // row of the bracket
     Columns<R, N> u;
     u.read(p, now, z, x, INNER);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
         const int at = (z + j) * p.pitch + x;
         const Four middle = u.row[j + R], before = load4(after + at), c = load4(factor + at);
-        const long long cell = (long long)(z + j) * p.n[2] + x;
+        const long long bracket = (kept + z + j) * p.wide + x;
         if (BACK && KEEP != NOTHING)
-            count4(p, shot * p.cells + cell, middle, kept4<KEEP>(p.brackets, kept + cell, valid, aligned), 0, valid);
+            count4(p, shot * p.cells + (long long)(z + j) * p.n[2] + x, middle, kept4<KEEP>(p.brackets, bracket), 0, valid);
         const Four w = bracket_of<R, LAYER, BACK, INNER>(p, parity, shot, z + j, x, u, j, now + (z + j) * p.pitch);
-        if (!BACK && KEEP != NOTHING) keep4<KEEP>(p.brackets, kept + cell, w, valid, aligned);
+        if (!BACK && KEEP != NOTHING) keep4<KEEP>(p.brackets, bracket, w);
         Four value;
 #pragma unroll
         for (int k = 0; k < LANES; ++k) value.v[k] = c.v[k] * w.v[k] + (2.0f * middle.v[k] - before.v[k]);

@@ -59,8 +59,8 @@ __device__ inline void march(const Params& p, int parity, int shot, int step, co
     const int left = WAY == REWIND && !INNER ? most(0, low[2] - x) : 0;
     const int valid = INNER ? LANES : least(LANES, (WAY == REWIND ? high[2] : p.n[2]) - x);
     const bool mine = INNER || (left < valid && (WAY == REWIND ? y >= low[1] && y < high[1] : y < p.n[1]));
-    const bool whole = INNER || (left == 0 && valid == LANES), aligned = p.aligned && whole;
-    const long long kept = ((long long)shot * p.slots + (step - p.begin) / p.every) * p.cells;
+    const bool whole = INNER || (left == 0 && valid == LANES);
+    const long long kept = ((long long)shot * p.slots + (step - p.begin) / p.every) * p.n[0];  // plane of the bracket
     const Halo halo = halo_of<R>(p, from);
     float* const own = memory + (R + down) * ROW + LANES + across * LANES;
     constexpr int PLANE = (SIDE + 2 * R) * ROW;
@@ -92,8 +92,9 @@ __device__ inline void march(const Params& p, int parity, int shot, int step, co
         if (mine) {
             const long long at = z * p.plane + (long long)y * p.pitch + x;
             const long long cell = ((long long)z * p.n[1] + y) * p.n[2] + x;
+            const long long bracket = ((kept + z) * p.n[1] + y) * p.wide + x;
             if (WAY == BACK && KEEP != NOTHING)
-                count4(p, shot * p.cells + cell, middle, kept4<KEEP>(p.brackets, kept + cell, valid, aligned), 0, valid);
+                count4(p, shot * p.cells + cell, middle, kept4<KEEP>(p.brackets, bracket), 0, valid);
             constexpr bool PLAIN = INNER || WAY == REWIND;
             Four w = across_x<R, LAYER, WAY == BACK, PLAIN>(
                 p, 0, parity, shot, z, y, x,
@@ -105,7 +106,7 @@ __device__ inline void march(const Params& p, int parity, int shot, int step, co
             const Four along = along_x<R, LAYER, WAY == BACK, PLAIN>(p, parity, shot, z, y, x, line);
 #pragma unroll
             for (int k = 0; k < LANES; ++k) w.v[k] += over.v[k] + along.v[k];
-            if (WAY == FORWARD && KEEP != NOTHING) keep4<KEEP>(p.brackets, kept + cell, w, valid, aligned);
+            if (WAY == FORWARD && KEEP != NOTHING) keep4<KEEP>(p.brackets, bracket, w);
             if (WAY == REWIND && KEEP != NOTHING)
                 count4(p, shot * p.cells + cell, load4(p.field[parity] + shot * p.field_stride + at), w, left, valid);
             Four value;

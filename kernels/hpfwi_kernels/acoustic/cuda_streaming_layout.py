@@ -47,10 +47,10 @@ _LONGS = (
     "sample_point", "signal_shot", "signal_step", "signal_point",
 )  # fmt: skip
 _INTS = (
-    ("n", 3), ("pitch", 1), ("columns", 1), ("tiles", 3), ("tile", 3), ("extra", 1), ("low", 3), ("high", 3),
-    ("inner_low", 3), ("inner_high", 3), ("core_low", 3), ("core_high", 3), ("points", 1), ("steps", 1), ("begin", 1),
-    ("every", 1), ("slots", 1), ("shots", 1), ("models", 1), ("radius", 1), ("profile_stride", 1), ("flat", 1),
-    ("free_surface", 1), ("periodic", 1), ("saves_ring", 1), ("aligned", 1),
+    ("n", 3), ("pitch", 1), ("columns", 1), ("wide", 1), ("tiles", 3), ("tile", 3), ("extra", 1), ("low", 3),
+    ("high", 3), ("inner_low", 3), ("inner_high", 3), ("core_low", 3), ("core_high", 3), ("points", 1),
+    ("steps", 1), ("begin", 1), ("every", 1), ("slots", 1), ("shots", 1), ("models", 1), ("radius", 1),
+    ("profile_stride", 1), ("flat", 1), ("free_surface", 1), ("periodic", 1), ("saves_ring", 1), ("aligned", 1),
 )  # fmt: skip
 PARAMS = np.dtype(
     [
@@ -218,6 +218,7 @@ class Layout:
         one["factor_stride"] = self.field if problem.models > 1 else 0
         one["packed_stride"], one["packed"] = self.packed_stride, self.packed
         one["plane"], one["pitch"], one["columns"] = self.plane, self.pitch, self.columns
+        one["wide"] = problem.bracket_columns
         one["cells"], one["ring_cells"] = problem.cells, problem.ring_cells if _has_core(problem) else 0
         one["n"], one["tiles"], one["tile"] = self.n, self.tiles, self.tile
         one["low"], one["high"] = self.low, self.high

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hpfwi_kernels.acoustic import cuda
 from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem, describe, outlined, tap_arrays
-from hpfwi_kernels.acoustic.cuda_on_chip import bracket_cells
 from hpfwi_kernels.acoustic.memory import Memory, segments
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
@@ -140,10 +139,7 @@ def gradient_on_device(
 
 
 def room_for_gradient(shape: tuple[int, ...], scheme: Scheme, memory: Memory, wavelet: Tensor) -> Tensor:
-    """Uninitialised memory for what a forward run keeps for its gradient; raises KernelError where there is not enough.
-
-    Brackets take the larger of the layouts that the kernels use, so that the size does not depend on the GPU.
-    """
+    """Uninitialised memory for what a forward run keeps for its gradient; KernelError where there is not enough."""
     steps = wavelet.shape[-1] * scheme.substeps
     problem = outlined(scheme, scheme.padded(shape), shots=wavelet.shape[0], models=1, steps=steps)
     if memory.mode == "store":
@@ -235,8 +231,9 @@ def _ready(velocity: Tensor, wavelet: Tensor, work: Work, *, gradient: bool) -> 
 
 
 def _bracket_room(memory: Memory, problem: Problem, slots: int, like: Tensor) -> Tensor:
-    cells = bracket_cells(problem) if problem.dimensions == 2 else problem.cells
-    return _allocated(problem.shots * slots * cells, torch.bfloat16 if memory.half else torch.float32, like)
+    return _allocated(
+        problem.shots * slots * problem.bracket_cells, torch.bfloat16 if memory.half else torch.float32, like
+    )
 
 
 def _allocated(count: int, dtype: torch.dtype, like: Tensor) -> Tensor:
