@@ -44,12 +44,17 @@ def trained_parameters(network: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
+def part_of(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The saved arrays whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 def put_weights(weights: Mapping[str, torch.Tensor], saved: Mapping[str, np.ndarray], prefix: str) -> None:
     """Copy the saved arrays whose names begin with `prefix` into tensors of the same names and shapes.
 
     raises      DataError: names or shapes that differ
     """
-    arrays = {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
+    arrays = part_of(saved, prefix)
     wrong = sorted(set(weights) ^ set(arrays))
     wrong += [name for name, value in weights.items() if name in arrays and tuple(value.shape) != arrays[name].shape]
     if wrong:
@@ -132,11 +137,18 @@ def vector_of(replica: torch.nn.Module, share: float, exponent: int) -> NDArray[
     return vector
 
 
-def take_total(network: torch.nn.Module, total: NDArray[np.floating], exponent: int) -> int:
+def largest_gradient(network: torch.nn.Module, total: NDArray[np.floating]) -> float:
+    """The largest magnitude among the gradients of a step's sum (see `take_total`); NaN where one is."""
+    gradients = total[: sum(parameter.numel() for parameter in trained_parameters(network))]
+    return max(float(gradients.max(initial=0.0)), -float(gradients.min(initial=0.0)))
+
+
+def take_total(network: torch.nn.Module, total: NDArray[np.floating], exponent: int, largest: float) -> int:
     """Put a step's sum into the network: gradients into `grad`, statistics in place; returns the exponent to use next.
 
     total      float64[values] or float32[values], as `vector_of` orders them
     exponent   that the statistics were scaled with
+    largest    of the gradients
     """
     first = 0
     for parameter in trained_parameters(network):
@@ -150,13 +162,8 @@ def take_total(network: torch.nn.Module, total: NDArray[np.floating], exponent: 
         first += buffer.numel()
     if first == gradients:
         return 0
-    return _binary_order(total[:gradients]) - _binary_order(total[gradients:] * scale)
+    return math.frexp(largest)[1] - math.frexp(float(np.abs(total[gradients:] * scale).max()))[1]
 
 
 def _piece(total: NDArray[np.floating], first: int, shape: Sequence[int]) -> NDArray[np.floating]:
     return total[first : first + math.prod(shape)].reshape(tuple(shape))
-
-
-def _binary_order(values: NDArray[np.floating]) -> int:
-    """The power of two above the largest magnitude; 0 where all are zero."""
-    return math.frexp(float(np.abs(values).max(initial=0.0)))[1]

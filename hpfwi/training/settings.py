@@ -104,6 +104,13 @@ class TrainingSettings(BaseModel):
         description="Validate, evaluate and predict with a moving average of the weights, which keeps this share of "
         'itself in every step; "none" takes the weights of the last step.',
     )
+    spike_factor: float | None = Field(
+        default=1e4,
+        gt=1,
+        description="A step is left out whose gradient has an element so many times as large as the largest of recent "
+        "steps, in the median. 'none' leaves out only what would leave float32 in Adam's squares, 2e19.",
+    )
+    spikes_in_a_row: int = Field(default=10, ge=1, description="Steps left out in a row that end a run.")
     validate_every: int = Field(default=1, ge=1, description="Epochs between validations; the last one always is.")
     checkpoint_every: int = Field(
         default=1000, ge=1, description="Steps between checkpoints within an epoch; every epoch ends with one."

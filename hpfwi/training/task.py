@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,22 @@ from hpfwi.training.curriculum import simplified
 from hpfwi.training.edges import edge_masks
 from hpfwi.training.forward import outputs_of, scale_of, velocities_of
 from hpfwi.training.losses import critic_terms, loss_terms, needs_edges
+from hpfwi.training.means import SKIPPED
 from hpfwi.training.metrics import scores_in_mps
-from hpfwi.training.replicas import Replicas, put_weights, take_total, trained_parameters, vector_of, weights_of
+from hpfwi.training.replicas import (
+    Replicas,
+    largest_gradient,
+    part_of,
+    put_weights,
+    take_total,
+    trained_parameters,
+    vector_of,
+    weights_of,
+)
 from hpfwi.training.schedule import curriculum_stage, generator_moves, learning_rate
 from hpfwi.training.settings import TrainConfig, load_train_config, samples_of
-from hpfwi.training.trained import AVERAGE, NETWORK, OPTIMISER
+from hpfwi.training.spikes import SpikeGuard
+from hpfwi.training.trained import AVERAGE, GUARD, NETWORK, OPTIMISER
 
 SUMMED_OVER_A_BATCH = {"mpe": "edge", "l1+l2+rctb": "boundary"}
 """Terms that divide by the number of samples once more than a mean does. A slice's term is therefore weighted by its
@@ -74,6 +86,7 @@ class TrainingTask:
             self.average = {name: value.detach().clone() for name, value in weights_of(network).items()}
         self._replicas = Replicas(network, compiled=settings.compile)
         self._exponent = 0
+        self._guard = SpikeGuard(settings.spike_factor)
         self._step: int | None = None
         self._sequence: list[int] = []
         self._previous: list[int] = []
@@ -91,8 +104,9 @@ class TrainingTask:
     def gradient(self, slot: int) -> tuple[NDArray[np.float32], dict[str, float]]:
         """What a slice adds to the step's sum (see `hpfwi.training.replicas`), and numbers about it.
 
-        The numbers are `loss`, its terms by name, `samples`, and the seconds spent, `seconds`, and of them waiting for
-        samples, `waited_s`. May be called from several threads at once.
+        The numbers are `loss`, its terms by name, `samples`, the seconds spent, `seconds`, and of them waiting for
+        samples, `waited_s`, and those of `hpfwi.training.spikes.Skipped` after the step before. May be called from
+        several threads at once.
 
         raises      NumericsError: a loss that is not finite; DataError: a sample that cannot be read
         """
@@ -113,14 +127,21 @@ class TrainingTask:
         numbers = {"loss": loss, **terms, "samples": float(len(taken.indices))}
         if not np.isfinite(list(numbers.values())).all() or not np.isfinite(vector).all():
             raise NumericsError(f"a loss of {loss} or a gradient that is not finite in slice {slot} of step {step}")
-        return vector, numbers | {"seconds": time.perf_counter() - started, "waited_s": waited_s}
+        skipped = {f"{SKIPPED}{name}": float(value) for name, value in asdict(self._guard.skipped).items()}
+        return vector, numbers | skipped | {"seconds": time.perf_counter() - started, "waited_s": waited_s}
 
     def advance(self, step: int, total: NDArray[np.floating]) -> None:
-        """Take one optimiser step with the sum over the step's slices."""
+        """Take one optimiser step with the sum over the step's slices, or leave it out, statistics of batch norm too.
+
+        A step is left out where its gradient is absurd (see `hpfwi.training.spikes`), on every rank or on none.
+        """
+        largest = largest_gradient(self.network, total)
+        if not self._guard.accepts(largest):
+            return
         settings, per_epoch = self.settings, self.batches.steps_per_epoch
         rate = learning_rate(settings.schedule, step=step, steps_per_epoch=per_epoch, epochs=settings.epochs)
         with torch.no_grad():
-            self._exponent = take_total(self.network, total, self._exponent)
+            self._exponent = take_total(self.network, total, self._exponent, largest)
         if isinstance(self.network, VelocityGan) and not self._generator_moves(step):
             for parameter in self.network.generator.parameters():
                 parameter.grad = None  # Adam leaves it, and its moments, alone
@@ -177,6 +198,7 @@ class TrainingTask:
         arrays = {f"{NETWORK}{name}": _array(value) for name, value in weights_of(self.network).items()}
         arrays |= {f"{AVERAGE}{name}": _array(value) for name, value in (self.average or {}).items()}
         arrays |= {f"{OPTIMISER}{name}": value for name, value in optimiser_state(self.optimiser).items()}
+        arrays |= {f"{GUARD}{name}": value for name, value in self._guard.state().items()}
         return arrays | {_EXPONENT: np.array(self._exponent)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
@@ -184,10 +206,8 @@ class TrainingTask:
         put_weights(weights_of(self.network), state, NETWORK)
         if self.average is not None:
             put_weights(self.average, state, AVERAGE)
-        load_optimiser_state(
-            self.optimiser,
-            {name.removeprefix(OPTIMISER): value for name, value in state.items() if name.startswith(OPTIMISER)},
-        )
+        load_optimiser_state(self.optimiser, part_of(state, OPTIMISER))
+        self._guard.load_state(part_of(state, GUARD))
         self._exponent = int(state[_EXPONENT])
 
     @property

@@ -29,18 +29,19 @@ from hpfwi.parallel import (
 )
 from hpfwi.progress import Progress, clock
 from hpfwi.training.forward import in_mps
+from hpfwi.training.means import EpochMeans, skipped_before
 from hpfwi.training.pictures import draw_predictions
+from hpfwi.training.replicas import part_of
 from hpfwi.training.schedule import learning_rate
 from hpfwi.training.settings import TrainConfig
+from hpfwi.training.spikes import Skipped, skipped_of
 from hpfwi.training.task import open_task, slice_sizes
-from hpfwi.training.trained import STATE
+from hpfwi.training.trained import GUARD, STATE
 from hpfwi.training.view import TrainingView, figure_path, forget_figures_after
 
 if TYPE_CHECKING:
     from hpfwi.run_folder import RunFolder
     from hpfwi.stop import Stop
-
-_NO_TERM = ("samples", "seconds", "waited_s")
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,8 @@ class _Run:
         self.done = 0
         self.seconds = 0.0
         self.exponent: int | None = None
-        self.epoch_sums: dict[str, float] = {}
-        self.epoch_times: dict[str, float] = {}
+        self.epoch = EpochMeans(self.settings.batch)
+        self.told_skips = 0
         self.best: dict[str, Any] | None = None
         self.saved: _Saved
 
@@ -196,6 +197,7 @@ class _Run:
             result = self._run(group, step, self.sizes)
             self.exponent = group.exponent
             facts = self._count(step, result)
+            self._require_steps(step - 1, skipped_before(result))
             if self.done % self.per_epoch == 0:
                 self._end_epoch(group)
             elif self.done % self.settings.checkpoint_every == 0:
@@ -215,7 +217,7 @@ class _Run:
     @property
     def owes_an_epoch(self) -> bool:
         """Whether an epoch's steps are done and what ends it is not: the run was stopped in between."""
-        return bool(self.epoch_sums) and self.done % self.per_epoch == 0
+        return bool(self.epoch.sums) and self.done % self.per_epoch == 0
 
     def leave(self, group: Group) -> None:
         """Leave a checkpoint of this moment where the group still has it; else go back to the last one."""
@@ -283,27 +285,8 @@ class _Run:
 
     def _count(self, step: int, result: IterationResult) -> dict[str, float]:
         """Add a step to the epoch's means and, now and then, to the log; returns its numbers."""
-        parts = [result.scalars[item] for item in sorted(result.scalars)]
-        terms = {
-            name: math.fsum(part[name] * part["samples"] for part in parts) / self.settings.batch
-            for name in parts[0]
-            if name not in _NO_TERM
-        }
-        spent_s = math.fsum(part["seconds"] for part in parts)
-        times = {
-            "seconds": result.seconds,
-            "spent_s": spent_s,
-            "waited_s": math.fsum(part["waited_s"] for part in parts),
-        }
-        for sums, values in ((self.epoch_sums, terms), (self.epoch_times, times)):
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
+        terms, speed = self.epoch.add(result)
         self.done = step + 1
-        speed = {
-            "samples_per_s": self.settings.batch / result.seconds,
-            "wait_share": result.wait_share,
-            "data_wait_share": _share(times["waited_s"], spent_s),
-        }
         if self.done % self.settings.log_every == 0 or self.done % self.per_epoch == 0:
             rate = self._rate(step)
             self._log("step", iteration=step, **terms, learning_rate=rate, **speed, seconds=result.seconds)
@@ -312,12 +295,7 @@ class _Run:
     def _end_epoch(self, group: Group) -> None:
         """Validate where it is due, say how the epoch went, and leave a checkpoint."""
         epoch = self.done // self.per_epoch - 1
-        means = {name: value / self.per_epoch for name, value in self.epoch_sums.items()}
-        times = self.epoch_times
-        speed = {
-            "samples_per_s": self.per_epoch * self.settings.batch / times["seconds"],
-            "data_wait_share": _share(times["waited_s"], times["spent_s"]),
-        }
+        means, speed = self.epoch.means(self.per_epoch)
         due = (epoch + 1) % self.settings.validate_every == 0 or self.done == self.steps
         validation = self._validate(group, epoch) if due else None
         state = group.state()
@@ -339,10 +317,33 @@ class _Run:
             f"{speed['samples_per_s']:.3g} samples/s  waiting for data {speed['data_wait_share']:.0%}  "
             f"after {clock(self.seconds)}".replace("%", " %")
         )
-        self.epoch_sums, self.epoch_times = {}, {}
+        self.epoch.clear()
         self._save(state, score=None if validation is None else validation["loss"])
         if validation is not None and self.settings.shown_samples:
             self._draw(state)
+
+    def _require_steps(self, step: int, skipped: Skipped) -> None:
+        """Say which steps were left out, up to number `step`; raises NumericsError where too many were in a row."""
+        self._tell_skipped(step, skipped)
+        if skipped.in_a_row >= self.settings.spikes_in_a_row:
+            raise NumericsError(
+                f"Training cannot go on: {skipped.in_a_row} steps in a row, up to step {step + 1}, were left out "
+                f"because their gradients reach {skipped.largest:.3g} and the limit is {skipped.limit:.3g}; the state "
+                "before them is kept: in a new run lower training.schedule.peak or raise training.spike_factor, or "
+                "look at the samples."
+            )
+
+    def _tell_skipped(self, step: int, skipped: Skipped) -> None:
+        """Log and show, once, that step number `step` was left out."""
+        if skipped.steps <= self.told_skips:
+            return
+        self.told_skips = skipped.steps
+        numbers = {"largest": skipped.largest, "limit": skipped.limit, "skipped": skipped.steps}
+        self.folder.event("skipped", iteration=step, **numbers)
+        self.say(
+            f"Step {step + 1} was left out: its gradient reaches {skipped.largest:.3g} and the limit is "
+            f"{skipped.limit:.3g}; {skipped.steps} so far."
+        )
 
     def _validate(self, group: Group, epoch: int) -> dict[str, float]:
         """Means over the validation samples."""
@@ -370,11 +371,13 @@ class _Run:
         self.view.figure(path)
 
     def _save(self, state: State, *, score: float | None = None) -> None:
+        self._tell_skipped(self.done - 1, skipped_of(part_of(state, GUARD)))
         meta: dict[str, Any] = {
             "exponent": self.exponent,
             "seconds": self.seconds,
-            "epoch_sums": self.epoch_sums,
-            "epoch_times": self.epoch_times,
+            "epoch_sums": dict(self.epoch.sums),
+            "epoch_times": dict(self.epoch.times),
+            "told_skips": self.told_skips,
             "best": self.best,
         }
         if score is not None:
@@ -388,8 +391,8 @@ class _Run:
     def _back_to_saved(self) -> None:
         """Take everything back to the last checkpoint; a course that was left leaves no trace."""
         self.done, self.exponent = self.saved.done, self.saved.exponent
-        self.epoch_sums = dict(self.saved.meta["epoch_sums"])
-        self.epoch_times = dict(self.saved.meta.get("epoch_times", {}))
+        self.epoch.restore(self.saved.meta["epoch_sums"], self.saved.meta.get("epoch_times", {}))
+        self.told_skips = self.saved.meta.get("told_skips", 0)
         self.best = self.saved.meta["best"]
         self._forget_after(self.done)
 
@@ -419,10 +422,6 @@ class _Run:
             f"loss {facts['loss']:.4g}  {facts['samples_per_s']:.3g} samples/s  "
             f"waiting {facts['wait_share']:.0%}, for data {facts['data_wait_share']:.0%}{left}"
         ).replace("%", " %")
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else 0.0
 
 
 def _parameters(network: torch.nn.Module) -> int:

@@ -22,8 +22,8 @@ from hpfwi.training.settings import TrainConfig, is_training, load_train_config
 
 Which = Literal["best", "last"]
 STATE = "state/"
-"""Prefix of everything that steps change in a checkpoint; below it stand the three parts of a task's state."""
-NETWORK, AVERAGE, OPTIMISER = "network/", "average/", "optimiser/"
+"""Prefix of everything that steps change in a checkpoint; below it stand the parts of a task's state."""
+NETWORK, AVERAGE, OPTIMISER, GUARD = "network/", "average/", "optimiser/", "guard/"
 
 
 @dataclass(frozen=True, eq=False)

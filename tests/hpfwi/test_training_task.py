@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from hpfwi.config import training_recipe_names
 from hpfwi.errors import ConfigError, DataError, NumericsError
 from hpfwi.networks.build import build_network
 from hpfwi.networks.velocitygan import VelocityGan
@@ -20,11 +19,9 @@ from hpfwi.store.pair_writer import create_pairs
 from hpfwi.training.batches import Slice
 from hpfwi.training.edges import edge_masks
 from hpfwi.training.losses import loss_terms
-from hpfwi.training.published import published_recipe
-from hpfwi.training.replicas import statistics_of, take_total, trained_parameters, weights_of
+from hpfwi.training.replicas import largest_gradient, statistics_of, take_total, trained_parameters, weights_of
 from hpfwi.training.settings import (
     TrainConfig,
-    is_training,
     load_train_config,
     require_trainable,
     resolved,
@@ -133,7 +130,7 @@ def test_a_step_is_adams_with_the_mean_over_slices(make: Callable[..., TrainingT
     total, numbers = step(task, 0)
     optimiser = torch.optim.Adam(trained_parameters(twin.network), lr=task.optimiser.param_groups[0]["lr"])
     with torch.no_grad():
-        take_total(twin.network, total, 0)
+        take_total(twin.network, total, 0, largest_gradient(twin.network, total))
     optimiser.step()
     assert bits(task).keys() >= {"network/" + name for name in weights_of(twin.network)}
     for name, value in weights_of(twin.network).items():
@@ -211,11 +208,12 @@ def test_every_slice_has_noise_of_its_own() -> None:
 def test_statistics_of_any_size_leave_the_gradients_their_digits() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
     gradients = 1e-9 * np.arange(1.0, 9.0)
-    exponent = take_total(network, np.concatenate([gradients, [0.0, 0.0, 3e5, 2e5]]), 0)
+    exponent = take_total(network, np.concatenate([gradients, [0.0, 0.0, 3e5, 2e5]]), 0, gradients.max())
     assert statistics_of(network)["1.running_var"].tolist() == [3e5, 2e5]
     scaled = 3e5 * math.ldexp(1.0, exponent)
     assert 0.5 <= scaled / gradients.max() <= 2
-    again = take_total(network, np.concatenate([gradients, np.ldexp([0.0, 0.0, 3e5, 2e5], exponent)]), exponent)
+    scaled_total = np.concatenate([gradients, np.ldexp([0.0, 0.0, 3e5, 2e5], exponent)])
+    again = take_total(network, scaled_total, exponent, gradients.max())
     assert again == exponent
     assert statistics_of(network)["1.running_var"].tolist() == [3e5, 2e5]
 
@@ -359,6 +357,28 @@ def test_a_split_called_validation_is_used(tmp_path: Any) -> None:
         samples_of(load_train_config(None, [])[0], three)
 
 
+def test_a_step_with_an_absurd_gradient_changes_nothing(make: Callable[..., TrainingTask]) -> None:
+    """Neither weights, nor Adam's moments, nor statistics of batch norm, nor the average; the next step says so."""
+    task = make(training__average_decay=0.5)
+    step(task, 0)
+    before = bits(task)
+    task.begin(1)
+    total = sum(task.gradient(slot)[0].astype(np.float64) for slot in range(3))
+    assert isinstance(total, np.ndarray)
+    total[7] = -1e33
+    task.advance(1, total)
+    changed = {name for name, value in bits(task).items() if value != before[name]}
+    assert changed == {"guard/skipped"}
+    task.begin(2)
+    numbers = task.gradient(0)[1]
+    expected = {"skipped_steps": 1.0, "skipped_in_a_row": 1.0, "skipped_largest": 1e33}
+    assert numbers.items() >= expected.items()
+    assert 1.8e19 < numbers["skipped_limit"] < 1.9e19
+    step(task, 2)
+    task.begin(3)
+    assert task.gradient(0)[1]["skipped_in_a_row"] == 0
+
+
 def test_a_loss_that_is_not_finite_is_refused(make: Callable[..., TrainingTask]) -> None:
     task = make()
     with torch.no_grad():
@@ -366,20 +386,6 @@ def test_a_loss_that_is_not_finite_is_refused(make: Callable[..., TrainingTask])
     task.begin(0)
     with pytest.raises(NumericsError, match="slice 1 of step 0"):
         task.gradient(1)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["network.name=velocitygan"], "velocitygan takes 'wgan-gp'"),
-        (["training.loss.name=dd"], "needs the edges that dd-net"),
-        (["training.slices=21"], "slices=21 of a batch of 20"),
-        (["training.epoch=3"], "did you mean training.epochs"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(options: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_train_config(None, options)
 
 
 def test_what_the_store_decides_is_filled_in(store: PairStore) -> None:
@@ -390,56 +396,3 @@ def test_what_the_store_decides_is_filled_in(store: PairStore) -> None:
     assert config.training.normalisation.amplitudes == (statistics["min"], statistics["max"])
     with pytest.raises(ConfigError, match="contradicts"):
         configured(store, network__model_shape="[70, 70]")
-
-
-@pytest.mark.parametrize("recipe", training_recipe_names())
-def test_recipes_train_as_published(recipe: str) -> None:
-    assert is_training(recipe)
-    config, _ = load_train_config(recipe, ["network.width=0.01"])
-    build_network(config.network)
-    training = config.training
-    if training.curriculum is not None:
-        return  # another publication's, see below
-    beginnings = {"train_seg": "seg-salt", "train_marmousi": "marmousi-slices"}
-    data: Any = next((data for name, data in beginnings.items() if recipe.startswith(name)), "openfwi")
-    published = published_recipe(config.network.name, data)
-    assert training.loss == published.loss
-    assert (training.epochs, training.batch) == (published.epochs, published.batch)
-    assert training.schedule.kind == published.schedule.kind
-    assert training.schedule.peak == published.schedule.peak
-    assert training.schedule.warm_up_epochs in (None, published.schedule.warm_up_epochs)
-    assert training.records_noise == published.records_noise
-    assert (
-        training.normalisation.normalisation
-        == {"per-sample": "range", "none": "none"}[published.normalisation.normalisation]
-    )
-
-
-@pytest.mark.parametrize(
-    ("recipe", "stages", "epochs", "batch", "edge_weight"),
-    [
-        ("train_ddnet70_curriculum", (10, 10, 100), 120, 64, 0.1),
-        ("train_seg_ddnet_curriculum", (40, 30, 30), 100, 10, 1e6),
-    ],
-)
-def test_dd_net_s_own_recipes_have_its_curriculum(
-    recipe: str, stages: tuple[int, int, int], epochs: int, batch: int, edge_weight: float
-) -> None:
-    training = load_train_config(recipe)[0].training
-    assert (training.curriculum, training.epochs, training.batch) == (stages, epochs, batch)
-    assert sum(stages) == epochs
-    assert (training.loss.name, training.loss.edge_weight) == ("dd", edge_weight)
-    assert (training.schedule.kind, training.schedule.peak) == ("constant", 1e-3)
-    assert training.records_noise == 0.0
-
-
-def test_every_network_has_a_recipe_on_every_data_set_it_is_for() -> None:
-    """FCNVMB is for records of either shape."""
-    named: dict[str, set[str]] = {"train_seg_": set(), "train_marmousi_": set(), "train_": set()}
-    for recipe in training_recipe_names():
-        data = next(beginning for beginning in named if recipe.startswith(beginning))
-        named[data].add(load_train_config(recipe)[0].network.name)
-    openfwi = {"amfms", "inversionnet", "fcnvmb", "dd-net70", "aba-fwi", "tu-net", "velocitygan"}
-    assert named["train_"] == openfwi
-    assert named["train_marmousi_"] == openfwi
-    assert named["train_seg_"] == {"amfms-seg", "fcnvmb", "dd-net", "aba-fwi+", "tu-net-seg"}
