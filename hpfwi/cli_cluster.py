@@ -310,13 +310,14 @@ def _load(source: str, overrides: list[str] | None) -> tuple[Any, str]:
 
 def _workers(job: SlurmJob, threads: int) -> int:
     """Workers of a job: one for each GPU, or as many as the CPUs of its nodes carry."""
-    if job.gpus_per_node:
-        return job.nodes * job.gpus_per_node
     if job.cpus_per_node is None:
+        if job.gpus_per_node:
+            return job.nodes * job.gpus_per_node
         raise ConfigError("A job without GPUs needs --cpus-per-node: it says how many workers there are.")
-    if job.cpus_per_node < threads:
+    if job.cpus_per_node < threads * max(1, job.gpus_per_node):
+        each = f" for each of {job.gpus_per_node} GPUs" if job.gpus_per_node else ""
         raise ConfigError(
-            f"--cpus-per-node={job.cpus_per_node} is less than cluster.threads_per_worker={threads}; raise the one or "
-            "lower the other."
+            f"--cpus-per-node={job.cpus_per_node} is less than cluster.threads_per_worker={threads}{each}; raise the "
+            "one or lower the other."
         )
-    return job.nodes * (job.cpus_per_node // threads)
+    return job.nodes * (job.gpus_per_node or job.cpus_per_node // threads)

@@ -47,7 +47,11 @@ def test_the_kubernetes_job() -> None:
 
 @pytest.mark.parametrize(
     ("done", "begun", "runs"),
-    [(False, False, "invert run.toml --name run"), (False, True, "resume runs/run"), (True, True, "")],
+    [
+        (False, False, "invert run.toml --name run --set cluster.device=cuda"),
+        (False, True, "resume runs/run"),
+        (True, True, ""),
+    ],
 )
 def test_what_the_kubernetes_job_runs(done: bool, begun: bool, runs: str, tmp_path: Path) -> None:
     """Its command in a folder that stands for the volume, with a stand-in for the command it calls."""

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from hpfwi import cli, cli_cluster, scaling
 from hpfwi.config import load_config
 from hpfwi.errors import ConfigError
+from hpfwi.experiment import cluster_of
 from hpfwi.parallel import Machine, Work, forecast, run_iteration
 
 TOY = "[model]\nshape = [24, 40]\n[survey]\nshots = 5\nsamples = 60\n[source]\ndelay_s = 0.05\n[data]\nrefine = 1\n"
@@ -27,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HPFWI_DEBUG", raising=False)
     for name in list(os.environ):
-        if name.startswith("SLURM_"):
+        if name.startswith(("SLURM_", "RAY_ADDRESS")):
             monkeypatch.delenv(name)
     (tmp_path / "toy.toml").write_text(TOY)
     return tmp_path
@@ -80,6 +81,29 @@ def test_what_is_submitted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None
     config, _ = load_config(folder / "run.toml", [])
     assert (config.cluster.workers, config.cluster.device, config.survey.shots) == (4, "cpu", 5)
     assert json.loads((folder / "job.json").read_text()) == {"verb": "invert", "run": "runs/toy", "workers": 4}
+
+
+def test_a_job_on_gpus_has_a_worker_for_each(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sbatch(place, monkeypatch, "echo Submitted batch job 43; cp $1 seen.sh")
+    nodes = ["--nodes", "3", "--gpus-per-node", "4", "--time", "2:00:00"]
+    done = run("submit", "toy.toml", *nodes, "--cpus-per-node", "16")
+    assert done.exit_code == 0, done.output
+    script = (place / "seen.sh").read_text()
+    options = {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")}
+    assert {"--nodes=3", "--ntasks-per-node=1", "--gpus-per-node=4", "--cpus-per-task=16"} <= options
+    assert "--exclusive" not in options
+    folder = place / "runs" / "toy.job"
+    config, _ = load_config(folder / "run.toml", [])
+    assert (config.cluster.workers, config.cluster.device, config.cluster.address) == (12, "cuda", None)
+    assert json.loads((folder / "job.json").read_text())["workers"] == 12
+    # On the head of the job, where the launcher names the cluster, the driver needs no GPUs for all of them.
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:20000")
+    assert cluster_of(config, gpus=4) == config.cluster
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(ConfigError, match="needs 12 GPUs for workers = 12, and this machine has 4"):
+        cluster_of(config, gpus=4)
+    sentence = "--cpus-per-node=3 is less than cluster.threads_per_worker=1 for each of 4 GPUs"
+    assert sentence in refused(2, "submit", "toy.toml", *nodes, "--cpus-per-node", "3", "--dry-run")
 
 
 def test_a_dry_run_writes_nothing(place: Path) -> None:
