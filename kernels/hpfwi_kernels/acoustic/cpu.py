@@ -1,6 +1,5 @@
 """The Numba implementation, float32 or float64: shots in parallel on threads, each time loop compiled as a whole."""
 
-import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from hpfwi_kernels import buffers
 from hpfwi_kernels.absorbing import Profiles
 from hpfwi_kernels.acoustic import blocks, loops
 from hpfwi_kernels.acoustic.bands import Band, joined, row_blocks, split_rows
+from hpfwi_kernels.acoustic.kept import keep
 from hpfwi_kernels.acoustic.layout import Layout, aligned
-from hpfwi_kernels.acoustic.memory import STATE_FIELDS, STORE, Memory, core, ring_cells, segments
+from hpfwi_kernels.acoustic.memory import STATE_FIELDS, STORE, Memory
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, require_fitting, upsample
@@ -48,23 +48,22 @@ def forward(
     layout, dtype = constants.layout, constants.dtype
     drive = upsample(wavelet, scheme.substeps).astype(dtype)
     shots, _, steps = drive.shape
-    plan = _plan(constants, scheme, memory, steps, shots, threads)
+    kept = keep(memory, scheme, setup.shape, dtype, steps=steps, shots=shots, threads=threads)
     records = buffers.empty((shots, steps, receivers.per_shot), dtype)
-    kept = plan.take(plan.kept if store else (1, 1, 1), pool)
+    stored = kept.room(pool) if store else None
     split = _bands(constants, scheme, memory, shots, threads, reach=1)
     row_blocks = _row_blocks(constants, scheme, memory, reach=1)
     keeps = store and memory.mode == "store"
 
     def run(shot: int, workspace: list[NDArray], bands: list[Band], team: ThreadPoolExecutor | None) -> None:
         u, v, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z = workspace
-        mine = kept[shot if store else 0]
-        ring, ends = plan.ring(mine) if store else (plan.nothing, None)
+        mine = None if stored is None else stored[shot]
+        brackets, (ring, ends) = kept.brackets(mine), kept.ring(mine)
         factor = constants.factor_of(setup, shot)
         source_taps, receiver_taps = constants.taps(setup.sources[shot]), constants.taps(setup.receivers[shot])
-        for number, (begin, end) in enumerate(plan.segments):
-            if store and memory.mode == "checkpoint":
-                for slot, field in enumerate((u, v, psi_x, zeta_x, psi_z, zeta_z)):
-                    mine[number, slot] = field
+        for number, (begin, end) in enumerate(kept.segments):
+            if mine is not None and memory.mode == "checkpoint":
+                np.concatenate((u, v, psi_x, zeta_x, psi_z, zeta_z), out=mine[number])
 
             def march(part: _Part, begin: int = begin, end: int = end) -> None:
                 band = part.band
@@ -73,9 +72,8 @@ def forward(
                     *constants.profiles, band.inside, band.strips_x, band.strips_z, part.spans,
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
                     *source_taps, drive[shot], *receiver_taps, records[shot, begin:end],
-                    begin, begin + part.first, begin + part.last, mine if keeps else plan.no_brackets, keeps,
-                    scheme.store_every, np.uint64(layout.width),
-                    ring, ends is not None, plan.core, part.leads, part.barrier, part.team,
+                    begin, begin + part.first, begin + part.last, brackets, keeps, scheme.store_every,
+                    np.uint64(layout.width), ring, ends is not None, kept.core, part.leads, part.barrier, part.team,
                 )  # fmt: skip
 
             _through_time(march, end - begin, bands, row_blocks, team, threads)
@@ -84,7 +82,7 @@ def forward(
 
     _each_shot(run, shots, threads, split, lambda: _fields([layout.size] * 8, dtype, pool))
     records = np.ascontiguousarray(downsample(records.transpose(0, 2, 1), scheme.substeps), dtype)
-    return records, kept if store else None
+    return records, stored
 
 
 def gradient(
@@ -112,14 +110,10 @@ def gradient(
     layout, dtype = constants.layout, constants.dtype
     drive = upsample(wavelet, scheme.substeps).astype(dtype)
     shots, _, steps = drive.shape
-    plan = _plan(constants, scheme, memory, steps, shots, threads)
+    kept = keep(memory, scheme, setup.shape, dtype, steps=steps, shots=shots, threads=threads)
     if memory.mode == "store":
         require_fitting(record_gradient, wavelet, receivers, stored, scheme)
-    if stored.shape != plan.kept:
-        raise ModelError(
-            f"The stored wavefields have shape {stored.shape} and this call keeps {plan.kept}; pass what forward "
-            "returned for the same scheme, memory and threads."
-        )
+    kept.require(stored)
     residual = upsample(record_gradient, scheme.substeps) / scheme.substeps
     residual = np.ascontiguousarray(residual.transpose(0, 2, 1), dtype)
     drive_gradient = buffers.empty(drive.shape, dtype)
@@ -135,21 +129,21 @@ def gradient(
 
     def run(shot: int, workspace: list[NDArray], bands: list[Band], team: ThreadPoolExecutor | None) -> None:
         mu, v, p_x, z_x, p_z, z_z, t, flow, lift, total, *rest = workspace
-        brackets = plan.take(plan.segment, pool)
-        unused_records = buffers.empty((plan.longest, receivers.per_shot), dtype)
+        unused_records = buffers.empty((kept.segments[0][1] if again else 1, receivers.per_shot), dtype)
         source, mine = constants.by_row(setup.sources[shot]), stored[shot]
+        brackets, (ring, ends) = kept.segment_room(pool) if again else kept.brackets(mine), kept.ring(mine)
         source_taps, receiver_taps = constants.taps(source), constants.taps(setup.receivers[shot])
         factor = constants.factor_of(setup, shot)
         product = buffers.empty((source.weight.size, steps), dtype)
-        ring, ends = plan.ring(mine)
         field, field_next = t, flow  # never read unless the field is run backwards
         if ends is not None:
             field, field_next = rest
             field_next[:], field[:] = ends
-        for number, (begin, end) in reversed(list(enumerate(plan.segments))):
+        for number, (begin, end) in reversed(list(enumerate(kept.segments))):
             if again:
                 u, u_next, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z = rest
-                for saved, state in zip(mine[number], (u, u_next, psi_x, zeta_x, psi_z, zeta_z), strict=True):
+                states = mine[number].reshape(STATE_FIELDS, -1)
+                for saved, state in zip(states, (u, u_next, psi_x, zeta_x, psi_z, zeta_z), strict=True):
                     state[:] = saved
                 loops.march(
                     u, u_next, factor, constants.damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z,
@@ -158,7 +152,7 @@ def gradient(
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
                     *source_taps, drive[shot], *receiver_taps, unused_records,
                     begin, begin, end, brackets, True, scheme.store_every, np.uint64(layout.width),
-                    plan.nothing, False, plan.core, True, new_barrier(), 1,
+                    ring, False, kept.core, True, new_barrier(), 1,
                 )  # fmt: skip
 
             def march_back(part: _Part, begin: int = begin, end: int = end, mu: NDArray = mu, v: NDArray = v) -> None:
@@ -169,9 +163,8 @@ def gradient(
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
                     *source_taps, product, drive[shot], drive_gradient[shot],
                     *receiver_taps, residual[shot], begin, end - part.last, end - part.first,
-                    brackets if again else plan.no_brackets if ends is not None else mine,
-                    scheme.store_every, np.uint64(layout.width), total,
-                    ring, ends is not None, plan.core, field, field_next, part.leads, part.barrier, part.team,
+                    brackets, scheme.store_every, np.uint64(layout.width), total,
+                    ring, ends is not None, kept.core, field, field_next, part.leads, part.barrier, part.team,
                 )  # fmt: skip
 
             _through_time(march_back, end - begin, bands, row_blocks, team, threads)
@@ -188,70 +181,6 @@ def gradient(
     velocity_gradient = fold_edges(per_model * scale, scheme).reshape(velocity.shape)
     wavelet_gradient = downsample(drive_gradient, scheme.substeps) * scheme.substeps
     return velocity_gradient.astype(dtype), wavelet_gradient.astype(dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What a way of keeping the wavefield comes to for one call: shapes, segments of steps, and where things lie."""
-
-    mode: str
-    dtype: np.dtype
-    brackets: np.dtype
-    segments: list[tuple[int, int]]
-    kept: tuple[int, ...]
-    segment: tuple[int, int]
-    core: tuple[np.uint64, ...]
-    nothing: NDArray
-    no_brackets: NDArray
-    ring_shape: tuple[int, int]
-
-    @property
-    def longest(self) -> int:
-        return self.segments[0][1] - self.segments[0][0] if self.mode == "checkpoint" else 1
-
-    def take(self, shape: tuple[int, ...], pool: buffers.Pool | None) -> NDArray:
-        """Uninitialised memory for what is kept: brackets, or fields in the other modes, each shot on a cache line."""
-        brackets = self.mode == "store" or shape == self.segment
-        return aligned(math.prod(shape), self.brackets if brackets else self.dtype, pool=pool).reshape(shape)
-
-    def ring(self, mine: NDArray) -> tuple[NDArray, NDArray | None]:
-        """The ring at every step and the last two fields, as views of what one shot keeps; nothing in other modes."""
-        if self.mode != "boundary":
-            return self.nothing, None
-        size = math.prod(self.ring_shape)
-        return mine[:size].reshape(self.ring_shape), mine[size:].reshape(2, -1)
-
-
-def _plan(constants: "_Constants", scheme: Scheme, memory: Memory, steps: int, shots: int, threads: int) -> _Plan:
-    layout, dtype = constants.layout, constants.dtype
-    if memory.half and dtype != np.float32:
-        raise ModelError(f"half=True keeps float32 brackets in 16 bits and velocity is {dtype}; leave half out.")
-    brackets = np.dtype(np.uint16) if memory.half else dtype
-    parts = segments(memory, scheme, steps, shots, threads)
-    cells = layout.rows * layout.width
-    slots = -(-(parts[0][1] - parts[0][0]) // scheme.store_every)
-    ring = (1, 1)
-    around = tuple(int(edge) for edge in layout.box[:4])
-    if memory.mode == "store":
-        kept: tuple[int, ...] = (shots, slots, cells)
-    elif memory.mode == "checkpoint":
-        kept = (shots, len(parts), STATE_FIELDS, layout.size)
-    else:
-        around = core(layout, scheme)
-        ring = (steps, ring_cells(layout, scheme))
-        kept = (shots, math.prod(ring) + 2 * layout.size)
-    return _Plan(
-        mode=memory.mode,
-        dtype=dtype,
-        brackets=brackets,
-        segments=parts,
-        kept=kept,
-        segment=(slots, cells) if memory.mode == "checkpoint" else (1, 1),
-        core=tuple(np.uint64(edge) for edge in around),
-        nothing=buffers.zeros((1, 1), dtype),
-        no_brackets=buffers.zeros((1, 1), brackets),
-        ring_shape=ring,
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,5 @@
 """The Numba implementation in three dimensions: shots in parallel, and the planes of a shot where threads are left."""
 
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,9 +10,21 @@ from numpy.typing import NDArray
 from hpfwi_kernels import buffers
 from hpfwi_kernels.absorbing import Profiles
 from hpfwi_kernels.acoustic import blocks, loops_3d
+from hpfwi_kernels.acoustic.kept import keep
 from hpfwi_kernels.acoustic.layout import aligned
-from hpfwi_kernels.acoustic.layout_3d import Layers, Stack, across_profile, adjoint_weights, along_profile, layers
-from hpfwi_kernels.acoustic.memory import STORE, Memory, segments
+from hpfwi_kernels.acoustic.layout_3d import (
+    STATE,
+    Layers,
+    Stack,
+    across_profile,
+    adjoint_layers,
+    adjoint_sizes,
+    adjoint_weights,
+    along_profile,
+    forward_layers,
+    forward_sizes,
+)
+from hpfwi_kernels.acoustic.memory import STORE, Memory
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, require_fitting, upsample
@@ -39,7 +50,7 @@ def forward(
     """Record pressure at the receivers of every shot, in the dtype of velocity.
 
     velocity   float32 or float64 [z, y, x] or [shot, z, y, x], m/s    wavelet   [shot, source, time], Pa/m²
-    store      also keep what `gradient` needs, in the way that `memory` says: "store" or "checkpoint"
+    store      also keep what `gradient` needs, in the way that `memory` says
     threads    shots at a time; what is left over shares out the planes of a shot
     pool       lends the large buffers; None takes fresh memory
     returns    [shot, receiver, time] in Pa, and [shot, ...] (this module's own layout) or None
@@ -50,24 +61,30 @@ def forward(
     dtype = constants.dtype
     drive = upsample(wavelet, scheme.substeps).astype(dtype)
     shots, _, steps = drive.shape
-    kept = _kept(constants, scheme, memory, steps, shots, threads)
-    stored = _take(kept.shape if store else (1, 1, 1), kept.brackets if memory.mode == "store" else dtype, pool)
+    kept = keep(memory, scheme, setup.shape, dtype, steps=steps, shots=shots, threads=threads)
+    stored = kept.room(pool) if store else None
     records = buffers.zeros((shots, steps, receivers.per_shot), dtype)
+    keeps = store and memory.mode == "store"
 
     def run(shot: int, workers: int) -> None:
-        fields = constants.fields(constants.sizes, pool)
+        fields = constants.fields(forward_sizes(constants.stack, constants.near), pool)
         one = constants.shot(setup, shot, drive[shot], pool)
-        keeps = store and memory.mode == "store"
+        mine = None if stored is None else stored[shot]
+        brackets, (ring, ends) = kept.brackets(mine), kept.ring(mine)
         for number, part in enumerate(kept.segments):
-            if store and memory.mode == "checkpoint":
-                np.concatenate([fields[k] for k in _STATE], out=stored[shot, number])
-            into = stored[shot] if keeps else kept.nothing
-            _march(constants, scheme, one, fields, one.receiver, records[shot], part, into, keeps, workers)
+            if mine is not None and memory.mode == "checkpoint":
+                np.concatenate([fields[k] for k in STATE], out=mine[number])
+            _march(
+                constants, scheme, one, fields, one.receiver, records[shot], part,
+                brackets, keeps, ring, ends is not None, kept.core, workers,
+            )  # fmt: skip
+        if ends is not None:
+            ends[:] = fields[:2]
 
     for _ in _each_shot(run, shots, threads):
         pass
     records = np.ascontiguousarray(downsample(records.transpose(0, 2, 1), scheme.substeps), dtype)
-    return records, stored if store else None
+    return records, stored
 
 
 def gradient(
@@ -95,14 +112,10 @@ def gradient(
     stack, dtype = constants.stack, constants.dtype
     drive = upsample(wavelet, scheme.substeps).astype(dtype)
     shots, _, steps = drive.shape
-    kept = _kept(constants, scheme, memory, steps, shots, threads)
+    kept = keep(memory, scheme, setup.shape, dtype, steps=steps, shots=shots, threads=threads)
     if memory.mode == "store":
         require_fitting(record_gradient, wavelet, receivers, stored, scheme)
-    if stored.shape != kept.shape:
-        raise ModelError(
-            f"The stored wavefields have shape {stored.shape} and this call keeps {kept.shape}; pass what forward "
-            "returned for the same scheme, memory and threads."
-        )
+    kept.require(stored)
     residual = upsample(record_gradient, scheme.substeps) / scheme.substeps
     residual = np.ascontiguousarray(residual.transpose(0, 2, 1), dtype)
     drive_gradient = buffers.zeros(drive.shape, dtype)
@@ -110,23 +123,28 @@ def gradient(
 
     def run(shot: int, workers: int) -> NDArray[np.float64]:
         (total,) = constants.fields((stack.kept,), pool)
-        fields = constants.fields(constants.adjoint_sizes, pool)
-        forward_fields = constants.fields(constants.sizes, pool) if again else []
-        brackets = _take(kept.segment, kept.brackets, pool) if again else stored[shot]
+        fields = constants.fields(adjoint_sizes(stack, constants.far), pool)
+        forward_fields = constants.fields(forward_sizes(stack, constants.near), pool) if again else []
+        mine = stored[shot]
+        brackets, (ring, ends) = kept.segment_room(pool) if again else kept.brackets(mine), kept.ring(mine)
+        field = constants.fields((1 if ends is None else stack.size,) * 2, pool)
+        if ends is not None:
+            field[0][:], field[1][:] = ends
         one = constants.shot(setup, shot, drive[shot], pool)
         product = buffers.empty((len(one.source[0]), steps), dtype)
         nowhere = np.zeros((1, 1), dtype)
         for number, part in reversed(list(enumerate(kept.segments))):
             if again:
-                cuts = np.cumsum([len(forward_fields[k]) for k in _STATE])
-                for k, saved in zip(_STATE, np.split(stored[shot, number], cuts[:-1]), strict=True):
+                cuts = np.cumsum([len(forward_fields[k]) for k in STATE])
+                for k, saved in zip(STATE, np.split(mine[number], cuts[:-1]), strict=True):
                     forward_fields[k][:] = saved
                 _march(
-                    constants, scheme, one, forward_fields, constants.no_taps, nowhere, part, brackets, True, workers
-                )
+                    constants, scheme, one, forward_fields, constants.no_taps, nowhere, part,
+                    brackets, True, ring, False, kept.core, workers,
+                )  # fmt: skip
             _march_back(
                 constants, scheme, one, fields, product, drive_gradient[shot], residual[shot], part,
-                brackets, part[0] if again else 0, total, workers,
+                brackets, total, ring, ends is not None, kept.core, field, workers,
             )  # fmt: skip
         result = fold_edges(stack.inner_of_kept(total)[None].astype(np.float64), scheme)[0] * scheme.store_every
         # The wavelet acts inside the bracket that c multiplies, at every step whatever store_every is. A tap inside a
@@ -149,9 +167,6 @@ def gradient(
     wavelet_gradient = downsample(drive_gradient, scheme.substeps) * scheme.substeps
     return velocity_gradient.astype(dtype), wavelet_gradient.astype(dtype)
 
-
-# Of the fields of a forward run, those that hold its state at the start of an even step.
-_STATE = (0, 1, 2, 4, 5, 7, 8, 9)
 
 _Taps = tuple[NDArray[np.uint64], NDArray[np.int64], NDArray, NDArray[np.int64]]
 
@@ -176,6 +191,9 @@ def _march(
     part: tuple[int, int],
     brackets: NDArray,
     keeps: bool,
+    ring: NDArray,
+    save_ring: bool,
+    core: tuple[np.uint64, ...],
     workers: int,
 ) -> None:
     """Run the steps of a part forward."""
@@ -189,8 +207,8 @@ def _march(
             *where, numbers, *constants.second, *constants.first, constants.reach,
             scheme.boundary == "sponge", scheme.free_surface,
             *shot.source, shot.drive, *receiver, records,
-            brackets, keeps, scheme.store_every, begin, constants.plan.spans, first_tile, last_tile, begin + first,
-            levels,
+            brackets, keeps, scheme.store_every, begin, ring, save_ring, core,
+            constants.plan.spans, first_tile, last_tile, begin + first, levels,
         )  # fmt: skip
 
     blocks.run(block, constants.plan, end - begin, workers)
@@ -206,8 +224,11 @@ def _march_back(
     residual: NDArray,
     part: tuple[int, int],
     brackets: NDArray,
-    first_bracket: int,
     total: NDArray,
+    ring: NDArray,
+    rebuild: bool,
+    core: tuple[np.uint64, ...],
+    field: list[NDArray],
     workers: int,
 ) -> None:
     """Run the adjoint over the steps of a part, last step first."""
@@ -221,50 +242,12 @@ def _march_back(
             mu, v, shot.factor, constants.damping, constants.scratch(constants.far), *memory, *profiles,
             *constants.adjoint, *where, numbers, *constants.second, constants.first[2], constants.reach,
             scheme.boundary == "sponge", scheme.free_surface,
-            *shot.source, product, drive_gradient, *shot.receiver, residual,
-            brackets, scheme.store_every, first_bracket, total,
+            *shot.source, product, shot.drive, drive_gradient, *shot.receiver, residual,
+            brackets, scheme.store_every, part[0], total, ring, rebuild, core, *field,
             constants.plan.spans, first_tile, last_tile, after + first, levels,
         )  # fmt: skip
 
     blocks.run(block, constants.plan, part[1] - part[0], workers)
-
-
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    """What a way of keeping the wavefield comes to for one call."""
-
-    segments: list[tuple[int, int]]
-    shape: tuple[int, ...]
-    segment: tuple[int, int]
-    brackets: np.dtype
-    nothing: NDArray
-
-
-def _take(shape: tuple[int, ...], dtype: np.dtype, pool: buffers.Pool | None) -> NDArray:
-    """Uninitialised memory that starts on a cache line."""
-    return aligned(math.prod(shape), dtype, pool=pool).reshape(shape)
-
-
-def _kept(constants: "_Constants", scheme: Scheme, memory: Memory, steps: int, shots: int, threads: int) -> _Kept:
-    if memory.mode == "boundary":
-        raise ModelError('mode="boundary" is not available in three dimensions; use "store" or "checkpoint".')
-    if memory.half and constants.dtype != np.float32:
-        raise ModelError(
-            f"half=True keeps float32 brackets in 16 bits and velocity is {constants.dtype}; leave it out."
-        )
-    brackets = np.dtype(np.uint16) if memory.half else constants.dtype
-    parts = segments(memory, scheme, steps, shots, threads)
-    slots = -(-(parts[0][1] - parts[0][0]) // scheme.store_every)
-    shape: tuple[int, ...] = (shots, slots, constants.stack.kept)
-    if memory.mode == "checkpoint":
-        shape = (shots, len(parts), sum(constants.sizes[k] for k in _STATE))
-    return _Kept(
-        segments=parts,
-        shape=shape,
-        segment=(slots, constants.stack.kept),
-        brackets=brackets,
-        nothing=buffers.zeros((1, 1), brackets),
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,18 +267,6 @@ class _Constants:
     second: tuple[tuple[np.floating, ...], ...]
     first: tuple[tuple[np.floating, ...], ...]
     reach: tuple[int, ...]
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Cells of u and v, then of psi, its successor and zeta along z and y, and of psi and zeta along x."""
-        z, y, x = self.near.sizes
-        return (self.stack.size,) * 2 + (z,) * 3 + (y,) * 3 + (x,) * 2
-
-    @property
-    def adjoint_sizes(self) -> tuple[int, ...]:
-        """Cells of mu twice, then of P and Z and their successors along z and y, and of P and Z along x."""
-        z, y, x = self.far.sizes
-        return (self.stack.size,) * 2 + (z,) * 4 + (y,) * 4 + (x,) * 2
 
     def places(self, layers: Layers) -> tuple[tuple[NDArray[np.uint64], ...], tuple[np.uint64, ...]]:
         stack = self.stack
@@ -343,7 +314,6 @@ def _constants(setup: Setup, scheme: Scheme, dtype: np.dtype) -> _Constants:
     planes, rows, columns = setup.shape
     stack = Stack(planes=planes, rows=rows, columns=columns, radius=scheme.radius)
     z, y, x = setup.profiles or [Profiles(*(np.zeros(cells),) * 3) for cells in setup.shape]
-    widths = scheme.widths if setup.profiles else ((0, 0),) * 3  # a sponge has no layers with memory
     across = [
         across_profile(values, scheme.radius, dtype) for one in (z, y) for values in (one.decay, one.gain, one.slope)
     ]
@@ -355,8 +325,8 @@ def _constants(setup: Setup, scheme: Scheme, dtype: np.dtype) -> _Constants:
     first = [tuple(dtype.type(weight / h) for weight in first_derivative(scheme.order)) for h in scheme.spacing_m]
     return _Constants(
         stack=stack,
-        near=layers(stack, widths, scheme.radius),
-        far=layers(stack, widths, 2 * scheme.radius),
+        near=forward_layers(stack, scheme),
+        far=adjoint_layers(stack, scheme),
         plan=blocks.plan(stack.planes, scheme.radius, levels=levels),
         dtype=dtype,
         damping=buffers.zeros(1, dtype) if setup.damping is None else stack.field_of(setup.damping, dtype, None),

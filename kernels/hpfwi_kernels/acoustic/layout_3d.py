@@ -11,6 +11,7 @@ from hpfwi_kernels import buffers
 from hpfwi_kernels.absorbing import Profiles
 from hpfwi_kernels.acoustic.layout import Layout, aligned
 from hpfwi_kernels.acoustic.regions import LANES, MARGIN
+from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.stencils import first_derivative, second_derivative
 
 # Rows of a plane that are updated at a time: few enough for the Laplacian's scratch to stay in the nearest cache.
@@ -126,6 +127,37 @@ def layers(stack: Stack, widths: tuple[tuple[int, int], ...], reach: int) -> Lay
     )
 
 
+def forward_layers(stack: Stack, scheme: Scheme) -> Layers:
+    """Where the forward layers act: on cells within R of their own."""
+    return layers(stack, _widths(scheme), scheme.radius)
+
+
+def adjoint_layers(stack: Stack, scheme: Scheme) -> Layers:
+    """Where the transposed layers act: on cells within 2 R of their own."""
+    return layers(stack, _widths(scheme), 2 * scheme.radius)
+
+
+def _widths(scheme: Scheme) -> tuple[tuple[int, int], ...]:
+    """Widths of the layers that have memories: a sponge's have none."""
+    return scheme.widths if scheme.boundary == "cpml" else ((0, 0),) * 3
+
+
+STATE = (0, 1, 2, 4, 5, 7, 8, 9)
+"""Of the fields of a forward run, those that hold its state at the start of an even step."""
+
+
+def forward_sizes(stack: Stack, near: Layers) -> tuple[int, ...]:
+    """Cells of u and v, then of psi, its successor and zeta along z and y, and of psi and zeta along x."""
+    z, y, x = near.sizes
+    return (stack.size,) * 2 + (z,) * 3 + (y,) * 3 + (x,) * 2
+
+
+def adjoint_sizes(stack: Stack, far: Layers) -> tuple[int, ...]:
+    """Cells of mu twice, then of P and Z and their successors along z and y, and of P and Z along x."""
+    z, y, x = far.sizes
+    return (stack.size,) * 2 + (z,) * 4 + (y,) * 4 + (x,) * 2
+
+
 def _packed(strips: NDArray[np.uint64], cells: int, radius: int) -> tuple[NDArray[np.uint64], int]:
     """Places of guarded planes or rows in an array that holds the strips alone, R zero ones around each; its length."""
     places, length = np.zeros(cells + 2 * radius, np.uint64), radius
@@ -157,7 +189,7 @@ def along_profile(values: NDArray[np.float64], width: int, dtype: DTypeLike) -> 
 
 
 def adjoint_weights(profiles: Profiles, order: int, spacing_m: float, dtype: DTypeLike) -> NDArray:
-    """The weights that `loops_3d._adjoint_across` takes, one line for each guarded plane or row.
+    """The weights that `regions_3d.adjoint_across` takes, one line for each guarded plane or row.
 
     With T = (1+b) mu + b Z the layer adds D2((1+b) T - mu) - D1(b' T + b P) to the bracket and subtracts D1 T from P.
     Written out for mu, Z and P at a cell and its 2 R neighbours (0, +1, -1, +2, -2, ...) these are weights of their own

@@ -4,14 +4,22 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from hpfwi_kernels.acoustic.bands import between
+from hpfwi_kernels.acoustic.boundary import ring_cells
 from hpfwi_kernels.acoustic.layout import Layout
+from hpfwi_kernels.acoustic.layout_3d import (
+    STATE,
+    Stack,
+    adjoint_layers,
+    adjoint_sizes,
+    forward_layers,
+    forward_sizes,
+)
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.errors import ModelError
 
 Mode = Literal["store", "checkpoint", "boundary"]
 STATE_FIELDS = 6
-"""u now and before, psi and zeta of both axes: all that the next step needs."""
+"""In 2-D: u now and before, psi and zeta of both axes, all that the next step needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,33 +79,62 @@ def segments(memory: Memory, scheme: Scheme, steps: int, shots: int, threads: in
     return [(begin, min(begin + length, steps)) for begin in range(0, steps, length)]
 
 
-def core(layout: Layout, scheme: Scheme) -> tuple[int, int, int, int]:
-    """First and last+1 row and column, as in a layout's fields, of the cells whose update no layer touches.
+@dataclass(frozen=True)
+class Cells:
+    """What the arrays of one shot hold in the layout of the compiled loops, in cells."""
 
-    For a sponge, whose damped update cannot be run backwards, these are the undamped cells. Columns come in whole
-    vectors. Raises ModelError when there are none.
+    field: int
+    """The wavefield at one time."""
+    bracket: int
+    """w at one time."""
+    state: int
+    """All that the next step of a forward run needs."""
+    forward: int
+    """The fields and the layers' memories of a forward run."""
+    adjoint: int
+    """The same of an adjoint run, and the sum of mu w."""
+
+
+def cells_of(padded: tuple[int, ...], scheme: Scheme) -> Cells:
+    """Count the cells for a model of so many cells [z, x] or [z, y, x], layers included."""
+    if len(padded) == 2:
+        layout = Layout(rows=padded[0], columns=padded[1], radius=scheme.radius)
+        size = layout.size
+        return Cells(size, layout.rows * layout.width, STATE_FIELDS * size, forward=8 * size, adjoint=10 * size)
+    stack = Stack(planes=padded[0], rows=padded[1], columns=padded[2], radius=scheme.radius)
+    fields = forward_sizes(stack, forward_layers(stack, scheme))
+    return Cells(
+        field=stack.size,
+        bracket=stack.kept,
+        state=sum(fields[k] for k in STATE),
+        forward=sum(fields),
+        adjoint=sum(adjoint_sizes(stack, adjoint_layers(stack, scheme))) + stack.kept,
+    )
+
+
+def kept_shape(
+    memory: Memory, scheme: Scheme, padded: tuple[int, ...], steps: int, shots: int, threads: int
+) -> tuple[int, ...]:
+    """[shot, slot, cell] of brackets, [shot, segment, cell] of states, or [shot, cell] of rings and last two fields.
+
+    Raises ModelError in mode "boundary" for a model that is all layers.
     """
-    top, bottom, left, right = scheme.absorbing
-    reach = scheme.radius if scheme.boundary == "cpml" else 0
-    first_row, last_row, first, last = (int(edge) for edge in layout.box[:4])
-    rows = between(layout.row_strips(top, bottom, reach), first_row, last_row)
-    columns = between(layout.column_strips(left, right, reach), first, last)
-    if rows[0] >= rows[1] or columns[0] >= columns[1]:
-        raise ModelError(
-            f"A model of {layout.rows} x {layout.columns} cells, layers included, has no cell out of reach of its "
-            'absorbing layers, which mode="boundary" needs; use "store" or "checkpoint".'
-        )
-    return *rows, *columns
+    cells = cells_of(padded, scheme)
+    if memory.mode == "boundary":
+        return shots, steps * ring_cells(padded, scheme) + 2 * cells.field
+    parts = segments(memory, scheme, steps, shots, threads)
+    if memory.mode == "checkpoint":
+        return shots, len(parts), cells.state
+    return shots, *segment_shape(parts[0], scheme, cells)
 
 
-def ring_cells(layout: Layout, scheme: Scheme) -> int:
-    """Cells around the core that a step backwards reads."""
-    first_row, last_row, first, last = core(layout, scheme)
-    return 2 * scheme.radius * (last_row - first_row + last - first)
+def segment_shape(part: tuple[int, int], scheme: Scheme, cells: Cells) -> tuple[int, int]:
+    """[slot, cell] of the brackets of steps part[0] to part[1] - 1."""
+    return -(-(part[1] - part[0]) // scheme.store_every), cells.bracket
 
 
 def peak_bytes(
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     shots: int,
     samples: int,
     receivers: int,
@@ -109,31 +146,32 @@ def peak_bytes(
 ) -> int:
     """Bytes that a forward run and its gradient hold at their peak, beyond their inputs.
 
-    shape      cells [z, x] of the model        receivers   per shot        itemsize   of a field: 4 or 8
+    shape      cells [z, x] or [z, y, x] of the model        receivers   per shot        itemsize   of a field: 4 or 8
     """
-    rows, columns = scheme.padded(shape)
-    layout = Layout(rows=rows, columns=columns, radius=scheme.radius)
+    padded = scheme.padded(shape)
+    cells = cells_of(padded, scheme)
     steps = samples * scheme.substeps
     workers = max(1, min(threads, shots))
-    bracket = layout.rows * layout.width * (2 if memory.half else itemsize)
-    parts = segments(memory, scheme, steps, shots, threads)
-    slots = -(-(parts[0][1] - parts[0][0]) // scheme.store_every)
-    if memory.mode == "store":
-        kept = shots * slots * bracket
-    elif memory.mode == "checkpoint":
-        kept = shots * len(parts) * STATE_FIELDS * layout.size * itemsize + workers * slots * bracket
-    else:
-        kept = shots * (steps * ring_cells(layout, scheme) + 2 * layout.size) * itemsize
-    workspace = workers * 11 * layout.size * itemsize
+    bracket_bytes = 2 if memory.half else itemsize
+    kept = math.prod(kept_shape(memory, scheme, padded, steps, shots, threads))
+    kept *= bracket_bytes if memory.mode == "store" else itemsize
+    # Each worker's fields, and c.
+    working = cells.adjoint + cells.field
+    if memory.mode == "checkpoint":
+        working += cells.forward
+        longest = segments(memory, scheme, steps, shots, threads)[0]
+        kept += workers * math.prod(segment_shape(longest, scheme, cells)) * bracket_bytes
+    elif memory.mode == "boundary":
+        working += 2 * cells.field
     # The records and their gradient at the inner time step, and twice again in float64 while they are resampled.
     traces = shots * steps * receivers * (2 * itemsize + 16)
-    # Padded velocity, c and each shot's gradient, in float64.
-    models = (shots + 4) * rows * columns * 8
-    return kept + workspace + traces + models
+    # Padded velocity, c and each shot's gradient, in float64; in 3-D a gradient is folded at once, which takes a copy.
+    models = (shots + 4 if len(padded) == 2 else 2 * workers + 2) * math.prod(padded) * 8
+    return kept + workers * working * itemsize + traces + models
 
 
 def choose(
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     shots: int,
     samples: int,
     receivers: int,
