@@ -1,4 +1,4 @@
-"""A batch job on GPUs from its script to its workers: stand-ins for SLURM and the GPUs, Ray and the launcher are real."""
+"""A batch job on GPUs from its script to its workers: SLURM and GPUs are stand-ins, Ray and the launcher are not."""
 
 from __future__ import annotations
 
