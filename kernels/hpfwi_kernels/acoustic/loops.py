@@ -18,6 +18,7 @@ import numpy as np
 from hpfwi_kernels.acoustic.adjoint_regions import adjoint_corner_x, adjoint_edge_x, adjoint_edge_z
 from hpfwi_kernels.acoustic.regions import DROP, KEEP, bracket, interior, layers, leap, sponge_layer
 from hpfwi_kernels.compiling import hot
+from hpfwi_kernels.subnormals import ignore_subnormals, restore
 from hpfwi_kernels.team import meet
 from hpfwi_kernels.vectors import lanes, load, put, unpack
 
@@ -147,6 +148,7 @@ def march(
     leads    whether this call has the first rows; where several share a shot's rows, it also records for all
     barrier, team   where they meet after every step, and their number; spans of a team have one tile and one level
     """
+    state = ignore_subnormals()
     step, levels = begin, spans.shape[1]
     while step < end:
         many = min(levels, end - step)
@@ -176,6 +178,7 @@ def march(
             psi_z, psi_z_next = psi_z_next, psi_z
         step += many
         meet(barrier, team, step - begin)
+    restore(state)
 
 
 @hot
@@ -249,6 +252,7 @@ def march_back(
     the others      as in `march`; no span cuts a vertical layer, whose memories change in place. Where rebuild or ring
                     are used, spans have one tile and one level
     """
+    state = ignore_subnormals()
     back, levels = 0, spans.shape[1]
     while back < end - begin:
         many = min(levels, end - begin - back)
@@ -281,6 +285,7 @@ def march_back(
             field, field_next = field_next, field
         back += many
         meet(barrier, team, back)
+    restore(state)
 
 
 @hot

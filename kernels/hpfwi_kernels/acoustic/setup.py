@@ -136,11 +136,14 @@ def fold_edges(gradient: NDArray[np.float64], scheme: Scheme) -> NDArray[np.floa
     return gradient
 
 
-def upsample(signal: NDArray, substeps: int) -> NDArray[np.float64]:
-    """Band-limited interpolation of [..., time] to `substeps` times as many samples, without the Nyquist component."""
-    signal = np.asarray(signal, np.float64)
+def upsample(signal: NDArray, substeps: int) -> NDArray:
+    """Band-limited interpolation of [..., time] to `substeps` times as many samples, without the Nyquist component.
+
+    In float64; with one substep the signal itself, in its own dtype.
+    """
     if substeps == 1:
         return signal
+    signal = np.asarray(signal, np.float64)
     samples = signal.shape[-1]
     spectrum = np.fft.rfft(signal)
     if samples % 2 == 0:
@@ -148,15 +151,17 @@ def upsample(signal: NDArray, substeps: int) -> NDArray[np.float64]:
     return np.fft.irfft(spectrum, samples * substeps) * substeps
 
 
-def downsample(signal: NDArray, substeps: int) -> NDArray[np.float64]:
+def downsample(signal: NDArray, substeps: int) -> NDArray:
     """Low-pass [..., time] below the coarse Nyquist frequency and keep every `substeps`-th sample.
+
+    In float64; with one substep the signal itself, in its own dtype.
 
     With upsample: ``downsample(upsample(x)) == x`` without its Nyquist component, and the transpose of one is the
     other times `substeps`.
     """
-    signal = np.asarray(signal, np.float64)
     if substeps == 1:
         return signal
+    signal = np.asarray(signal, np.float64)
     samples = signal.shape[-1] // substeps
     spectrum = np.fft.rfft(signal)[..., : samples // 2 + 1]
     if samples % 2 == 0:
