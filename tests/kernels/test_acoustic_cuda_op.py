@@ -12,6 +12,7 @@ from hpfwi_kernels.acoustic import op as acoustic_op
 from hpfwi_kernels.errors import ModelError
 
 SHAPE = (12, 14)
+RING = Memory(mode="boundary")
 SHOTS = 2
 SAMPLES = 40
 
@@ -65,7 +66,7 @@ def test_a_gpu_that_is_not_there_is_not_looked_for() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("memory", [Memory(), Memory(mode="checkpoint"), Memory(half=True)], ids=str)
+@pytest.mark.parametrize("memory", [Memory(), Memory(mode="checkpoint"), Memory(half=True), RING], ids=str)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -87,6 +88,9 @@ def test_the_operation_on_a_gpu(changes: dict[str, Any], memory: Memory) -> None
     bounds = (5e-6, 2**-7 if memory.half else 1e-5, 1e-5)
     for found, again, right, bound in zip(*results, bounds, strict=True):
         assert torch.equal(found, again)
+        if memory is RING and right.shape == velocity.shape:  # nothing from the layers and what they reach
+            edge = rest[-1].radius + 1
+            found, right = (one[edge:-edge, edge:-edge] for one in (found, right))
         assert torch.linalg.norm(found.double().cpu() - right) < bound * torch.linalg.norm(right)
 
 

@@ -20,11 +20,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "3-D sponge": {"dimensions": 3, "boundary": "sponge", "order": 6},
 }  # fmt: skip
+RING = Memory(mode="boundary")
 SHAPES = {2: (70, 266), 3: (40, 36, 133)}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("memory", [Memory(), Memory(mode="checkpoint"), Memory(half=True)], ids=repr)
+@pytest.mark.parametrize("memory", [Memory(), Memory(mode="checkpoint"), Memory(half=True), RING], ids=repr)
 @pytest.mark.parametrize("name", CASES)
 def test_streaming_on_a_gpu(name: str, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cupy")
@@ -53,4 +54,7 @@ def test_streaming_on_a_gpu(name: str, memory: Memory, monkeypatch: pytest.Monke
     bounds = (1e-5, 2**-7 if memory.half else 1e-5, 1e-5)
     for found, again, right, bound in zip(*results, bounds, strict=True):
         assert torch.equal(found, again)
+        if memory is RING and right.shape == velocity.shape:  # nothing from the layers and what they reach
+            inner = (slice(scheme.radius + 1, -scheme.radius - 1),) * dimensions
+            found, right = found[inner], right[inner]
         assert torch.linalg.norm(found.double().cpu() - right) < bound * torch.linalg.norm(right)
