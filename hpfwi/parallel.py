@@ -32,6 +32,7 @@ from hpfwi_cluster.simulate import Forecast, forecast
 from hpfwi_cluster.slurm import SlurmJob
 from hpfwi_cluster.slurm import script as job_script
 from hpfwi_cluster.slurm import submit as submit_job
+from hpfwi_cluster.tasks import nobody_asks
 from hpfwi_cluster.virtual import Machine, Work, run_iteration
 
 if TYPE_CHECKING:
@@ -94,33 +95,35 @@ def device_here(settings: ClusterSettings) -> Device:
     return "auto" if settings.device == "cuda" and settings.joins else settings.device
 
 
-def start_group(run: Path, settings: ClusterSettings) -> Group:
+def start_group(run: Path, settings: ClusterSettings, stop: Callable[[], object] = nobody_asks) -> Group:
     """Start the workers of the run in folder `run`, each with a replica of its inversion; `workers = 0` starts none.
 
     settings    `placed`
+    stop        as `Group.stop`; asked while the workers start too
 
-    raises      ClusterError: the workers cannot be had, or a replica cannot be built from the folder
+    raises      ClusterError: the workers cannot be had, or a replica cannot be built from the folder; Abandoned
     """
     factory = partial(_build, str(run), settings.device)
     workers = settings.worker_count()
     threads = settings.threads_per_worker if workers else local_threads(settings)
-    return make_group(factory, workers=workers, threads_per_worker=threads, settings=settings)
+    return make_group(factory, workers=workers, threads_per_worker=threads, settings=settings, stop=stop)
 
 
-def start_training(run: Path, settings: ClusterSettings) -> Group:
+def start_training(run: Path, settings: ClusterSettings, stop: Callable[[], object] = nobody_asks) -> Group:
     """Start the workers of the training run in folder `run`, each with a replica of it; `workers = 0` starts none.
 
     Iterations from 0 are steps, whose items are slices; those below 0 (see `validation_iteration`) validate and change
     nothing, and their items are slices of the validation.
 
     settings    `placed`
+    stop        as `Group.stop`; asked while the workers start too
 
-    raises      ClusterError: the workers cannot be had, or a replica cannot be built from the folder
+    raises      ClusterError: the workers cannot be had, or a replica cannot be built from the folder; Abandoned
     """
     workers = settings.worker_count()
     threads = settings.threads_per_worker if workers else local_threads(settings)
     factory = partial(_build_training, str(run), threads, "cuda" if settings.device == "cuda" else "cpu")
-    return make_group(factory, workers=workers, threads_per_worker=threads, settings=settings)
+    return make_group(factory, workers=workers, threads_per_worker=threads, settings=settings, stop=stop)
 
 
 def measured_machine(say: Callable[[str], None]) -> Machine:

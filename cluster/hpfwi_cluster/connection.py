@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from hpfwi_cluster.addresses import LOOPBACK
-from hpfwi_cluster.errors import StartFailed
+from hpfwi_cluster.errors import Abandoned, StartFailed
 from hpfwi_cluster.ray_library import ray
 from hpfwi_cluster.security import keep_own_token_private, require_token_mode
 from hpfwi_cluster.settings import ADDRESS, ClusterSettings, usable_cores
+from hpfwi_cluster.tasks import nobody_asks
 
 _POLL_S = 0.5
 
@@ -47,53 +50,63 @@ class Connection:
         self.close()
 
 
-def connect(settings: ClusterSettings, cores: int, gpus: int = 0) -> Connection:
+def connect(
+    settings: ClusterSettings, cores: int, gpus: int = 0, stop: Callable[[], object] = nobody_asks
+) -> Connection:
     """Connect this process to Ray.
 
     cores   cores the workers need, and `gpus` of them. A cluster started here offers at least the usable cores, and the
             GPUs that Ray finds if any are needed; one that is joined gets start_timeout_s to gather what is needed,
             because the nodes of a job arrive one by one
-    raises  StartFailed: the cluster named by `address` or RAY_ADDRESS does not answer; no cluster is named although
+    stop    asked while they are awaited
+    raises  Abandoned: asked to stop
+            StartFailed: the cluster named by `address` or RAY_ADDRESS does not answer; no cluster is named although
             this is one of several nodes of a job; a cluster started here would have no token
     """
     if ray.is_initialized():
         return Connection(owned=False, joined=False, host=ray.util.get_node_ip_address())
     address = settings.address or os.environ.get(ADDRESS)
-    before = signal.getsignal(signal.SIGTERM)
     if address:
         try:
-            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+            with _own_handler():
+                ray.init(address=address, logging_level="ERROR", log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StartFailed(
                 f"The Ray cluster at {address} cannot be joined ({type(error).__name__}): check that it runs, that "
                 "this machine reaches it and that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH is the one of the cluster."
             ) from error
         connection = Connection(owned=False, joined=True, host=ray.util.get_node_ip_address())
-        _gather({"CPU": cores, "GPU": gpus}, settings.start_timeout_s)
+        try:
+            _gather({"CPU": cores, "GPU": gpus}, settings.start_timeout_s, stop)
+        except BaseException:
+            connection.close()
+            raise
     else:
         _refuse_one_of_many_nodes()
         require_token_mode(os.environ)
         keep_own_token_private()
-        ray.init(
-            address="local",
-            num_cpus=max(cores, usable_cores()),
-            num_gpus=None if gpus else 0,
-            include_dashboard=False,
-            object_store_memory=settings.object_store_mib << 20,
-            logging_level="ERROR",
-            log_to_driver=False,
-            _node_ip_address=LOOPBACK,
-        )
+        with _own_handler():
+            ray.init(
+                address="local",
+                num_cpus=max(cores, usable_cores()),
+                num_gpus=None if gpus else 0,
+                include_dashboard=False,
+                object_store_memory=settings.object_store_mib << 20,
+                logging_level="ERROR",
+                log_to_driver=False,
+                _node_ip_address=LOOPBACK,
+            )
         connection = Connection(owned=True, joined=True, host=LOOPBACK)
-    _keep_handler(before)
     _mute_death_notices()
     return connection
 
 
-def _gather(needed: dict[str, int], timeout_s: float) -> None:
+def _gather(needed: dict[str, int], timeout_s: float, stop: Callable[[], object]) -> None:
     """Wait until the cluster has all that, free or not, or the time is over; the group judges what is there."""
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
+        if stop():
+            raise Abandoned("Asked to stop while the nodes of the cluster were awaited; nothing was begun.")
         there = ray.cluster_resources()
         if all(there.get(kind, 0) >= count for kind, count in needed.items()):
             return
@@ -110,9 +123,25 @@ def _refuse_one_of_many_nodes() -> None:
         )
 
 
-def _keep_handler(before: object) -> None:
-    # ray.init replaces the SIGTERM handler; a program that has its own, to stop at a checkpoint, keeps it.
-    if callable(before) and threading.current_thread() is threading.main_thread():
+@contextlib.contextmanager
+def _own_handler() -> Iterator[None]:
+    """Leave a program its own handler of SIGTERM, which stops it at a checkpoint, while Ray starts and afterwards.
+
+    ray.init takes the signal over as the first thing of the seconds that it needs, to exit when it comes.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    tools: Any = getattr(getattr(ray, "_private", None), "utils", None)
+    theirs = getattr(tools, "set_sigterm_handler", None)
+    if theirs is not None:
+        tools.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        if theirs is not None:
+            tools.set_sigterm_handler = theirs
         signal.signal(signal.SIGTERM, before)
 
 

@@ -57,7 +57,7 @@ class Crew:
         self._looked_to_grow_s = time.monotonic()
 
     def start(self) -> None:
-        """Start the workers; raises StartFailed."""
+        """Start the workers; raises StartFailed, or Abandoned: asked to stop."""
         least = self._settings.min_workers or self._workers
         members.check_resources(least, self._threads, self._settings)
         while len(self._coming) < self._workers:
@@ -65,6 +65,8 @@ class Crew:
         limit_s = self._settings.start_timeout_s
         deadline_s = time.monotonic() + limit_s
         while len(self.members) < self._workers and time.monotonic() < deadline_s:
+            if self.stop():
+                raise Abandoned("Asked to stop while the workers started; nothing was begun.")
             arrived, unfit, dead = members.welcome(self._coming, members.SLICE_S)
             self._join(arrived)
             for problem in unfit.values():
@@ -222,7 +224,7 @@ class Crew:
             self._replaced += 1
             self._hire()
         for item in computing:
-            self._count_death(item)
+            self._count_death(item, why)
         if decision is Decision.REBUILD:
             self.ledger = None
             self.needs_state = True
@@ -238,7 +240,7 @@ class Crew:
         places = {member.place: member for member in among if member.hello is not None}
         return {places[place]: why for place, why in self._watch.gone(places).items()}
 
-    def _count_death(self, item: int) -> None:
+    def _count_death(self, item: int, why: str) -> None:
         key = (self.iteration, item)
         deaths = self._deaths[key] = self._deaths.get(key, 0) + 1
         if failure.after_item_death(deaths, self._settings.item_deaths) is Decision.GIVE_UP:
@@ -248,7 +250,8 @@ class Crew:
             raise ItemFailed.of(
                 item,
                 f"Item {item} was in work at {deaths} workers of iteration {self.iteration} when they died (limit "
-                f"item_deaths): it probably crashes or exhausts the memory of its worker. Nothing was applied.",
+                f"item_deaths), the last time because of this: {why}. Unless that says another reason, it crashes or "
+                "exhausts the memory of its worker. Nothing was applied.",
             )
 
     def _say(self, sentence: str) -> None:

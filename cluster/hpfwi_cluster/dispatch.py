@@ -112,11 +112,9 @@ class Dispatch:
                         break
 
     def _send(self, member: Member, item: int, ledger: Ledger, sum_id: int, exponent: int | None, quantum: int) -> None:
-        compute = member.actor.compute.options(concurrency_group="items")
-        accepted = tuple(self._accepted.pop(member, ()))
         now_s = time.monotonic()
         free = sum(flight.member is member for flight in self._flying.values()) < self._threads
-        reference = compute.remote(item, sum_id, exponent, quantum, accepted)
+        reference = member.compute.remote([item, sum_id, exponent, quantum, self._accepted.pop(member, [])])
         self._flying[reference] = _Flight(member, item, sum_id, ledger.costs[item], now_s, now_s if free else None)
 
     def _reports(self) -> list[tuple[_Flight, ItemReport]]:
@@ -133,7 +131,7 @@ class Dispatch:
             if flight is None:  # of a worker that was lost a moment ago
                 continue
             try:
-                report = ray.get(reference)
+                report = ItemReport.of(ray.get(reference))
             except LOST as error:
                 self._lose(flight.member, why_lost(error))
                 continue
@@ -155,17 +153,27 @@ class Dispatch:
         self._looked_s = now_s
         for member, why in self._crew.gone(self._crew.members).items():
             self._lose(member, why)
-        patience, least_s = self._settings.item_patience, self._settings.item_patience_s
-        for flight in list(self._flying.values()) if patience is not None else []:
-            assert patience is not None
-            usual_s = self._pace.usual_s(flight.cost)
-            spent_s = 0.0 if flight.started_s is None else now_s - flight.started_s
-            if self._pace.is_late(flight.cost, spent_s, times=patience, least_s=least_s):
-                self._lose(
-                    flight.member, f"no result of item {flight.item} in {spent_s:.0f} s, usual are {usual_s:.3g} s"
-                )
+        for flight in list(self._flying.values()):
+            if flight.started_s is not None and (late := self._too_late(flight, now_s - flight.started_s)) is not None:
+                self._lose(flight.member, late)
         if not ledger.complete and self._crew.stop():
             raise Abandoned(f"Asked to stop in {where}; nothing was applied in it.")
+
+    def _too_late(self, flight: _Flight, spent_s: float) -> str | None:
+        """Return a clause about an item that takes so long that its worker counts as lost; None while it may go on."""
+        settings, usual_s = self._settings, self._pace.usual_s(flight.cost)
+        if usual_s is None:
+            limit_s = settings.first_item_limit_s
+            if limit_s is None or spent_s <= limit_s:
+                return None
+            return (
+                f"no result of item {flight.item} in {spent_s:.3g} s, before any item has shown what is usual: raise "
+                f"first_item_limit_s = {limit_s:g} if items take so long, else look at what this one does"
+            )
+        patience, least_s = settings.item_patience, settings.item_patience_s
+        if patience is None or not self._pace.is_late(flight.cost, spent_s, times=patience, least_s=least_s):
+            return None
+        return f"no result of item {flight.item} in {spent_s:.0f} s, usual are {usual_s:.3g} s"
 
     def _flight_of(self, member: Member, item: int) -> _Flight | None:
         return next(

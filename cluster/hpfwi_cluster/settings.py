@@ -96,6 +96,12 @@ class ClusterSettings(BaseModel):
     item_patience_s: float = Field(
         default=120.0, ge=0, description="Time that every item is given whatever items usually take, s."
     )
+    first_item_limit_s: float | None = Field(
+        default=3600.0,
+        gt=0,
+        description="A worker is lost over an item that takes so long while nothing tells what is usual, because no "
+        "item has ended yet or this one has no cost, s; none waits for ever.",
+    )
     copy_after: float | None = Field(
         default=3.0,
         gt=1.0,

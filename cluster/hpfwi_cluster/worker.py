@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hpfwi_cluster.errors import StartFailed, TaskFailed
-from hpfwi_cluster.ledger import ItemReport
+from hpfwi_cluster.ledger import Plain
 from hpfwi_cluster.ray_library import ray
 from hpfwi_cluster.reduce import Collective, Formation
 from hpfwi_cluster.replica import Replica, sentence_of
@@ -74,12 +74,14 @@ class Worker:
         self._total = None
         self._try("begin", lambda: self._rank.begin(iteration, sum_id))
 
-    def compute(
-        self, item: int, sum_id: int, exponent: int | None, quantum: int, accepted: tuple[int, ...]
-    ) -> ItemReport:
-        """Compute an item, once those that this rank holds are in its sum; see `Replica.compute`."""
+    def compute(self, order: Plain) -> Plain:
+        """Compute an item, once those that this rank holds are in its sum; return its report. See `Replica.compute`.
+
+        order   item, sum_id, exponent, quantum, list of the items held
+        """
+        item, sum_id, exponent, quantum, accepted = order
         self._rank.accept(sum_id, accepted)
-        return self._rank.compute(item, sum_id, exponent, quantum)
+        return self._rank.compute(item, sum_id, exponent, quantum).plain()
 
     def form(self, formation: Formation) -> None:
         """Enter a generation."""

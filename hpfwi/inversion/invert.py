@@ -69,7 +69,8 @@ class Outcome:
 def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) -> Outcome:
     """Run an inversion in its folder, from the start or from the last checkpoint.
 
-    stop    polled several times a second; once raised, the run gives the iteration up, leaves a checkpoint and ends
+    stop    polled several times a second; once raised, the run gives up what it is at, leaves a checkpoint and ends.
+            Before its first checkpoint, while it simulates gathers or pretrains, it leaves none and will begin anew
 
     raises  Stopped: asked to; the folder can be resumed, to the same bits, on any number of workers
             NumericsError: a misfit or gradient that is not finite; nothing was applied
@@ -83,22 +84,33 @@ def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) ->
     # More torch threads in the driver would take the workers' cores, and their number could change bits.
     with one_torch_thread(), contextlib.closing(TensorBoardView(folder.path)) as view, Progress(iterations) as bar:
         run = _Run(config, folder, view, bar.say, threads=local_threads(cluster))
+
+        def look() -> None:
+            if stop.requested:
+                folder.event("stop", iteration=run.done, reason=stop.reason)
+                raise Stopped(
+                    f"Stopped after iteration {run.done} of {iterations} ({stop.reason}); go on with "
+                    f"`hpfwi resume {folder.path}`."
+                )
+
         if resume and run.restore():
             bar.say(f"Going on after iteration {run.done}.")
             bar.went_back(run.done)
         else:
-            run.start()
-        with start_group(folder.path, cluster) as group:
-            group.tell, group.stop = run.told, stop
+            run.start(look)
+        look()
+        try:
+            group = start_group(folder.path, cluster, stop)
+        except Abandoned:
+            look()
+            raise
+        with group:
+            group.tell = run.told
             run.give_state(group)
             while run.done < iterations or not run.keep(group):
                 if stop.requested:
                     run.leave(group)
-                    folder.event("stop", iteration=run.done, reason=stop.reason)
-                    raise Stopped(
-                        f"Stopped after iteration {run.done} of {iterations} ({stop.reason}); go on with "
-                        f"`hpfwi resume {folder.path}`."
-                    )
+                    look()
                 step = run.iterate(group)
                 if step is None:
                     bar.went_back(run.done)
@@ -146,15 +158,18 @@ class _Run:
         self.reference: State
         self.saved: _Saved
 
-    def start(self) -> None:
-        """A new run: inputs, the work before iteration 0, and a checkpoint that a lost group can go back to."""
-        self.task, experiment = prepare(self.config, self.folder, threads=self.threads, say=self.say)
+    def start(self, look: Callable[[], None]) -> None:
+        """A new run: inputs, the work before iteration 0, and a checkpoint that a lost group can go back to.
+
+        look    called again and again meanwhile; what it raises ends the run
+        """
+        self.task, experiment = prepare(self.config, self.folder, threads=self.threads, say=self.say, look=look)
         models = experiment.models
         self.initial = models.initial
         self.true = None if models.true is None else models.true.velocity
         self.say(self.task.parameterisation.describe())
         before = time.perf_counter()
-        report = self.task.parameterisation.prepare()
+        report = self.task.parameterisation.prepare(lambda steps, mae_mps: look())
         if report is not None:
             self.seconds += time.perf_counter() - before
             self.folder.event(

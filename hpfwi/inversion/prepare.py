@@ -25,11 +25,18 @@ SHOWN_SHOTS = 3
 
 
 def prepare(
-    config: RunConfig, folder: RunFolder, *, threads: int, say: Callable[[str], None]
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    threads: int,
+    say: Callable[[str], None],
+    look: Callable[[], None] = lambda: None,
 ) -> tuple[InversionTask, Experiment]:
     """Fill a new run folder with the inputs of its inversion and return the driver's replica.
 
     Observed gathers are simulated here, on a finer grid than the inversion's, unless the configuration names a file.
+
+    look    called after every few shots of that simulation; what it raises ends it
 
     raises  DataError, ConfigError, hpfwi_kernels.errors.KernelError: everything that can be found wrong before any work
     """
@@ -44,7 +51,7 @@ def prepare(
         results.model("true", models.true.velocity)
     if config.data.observed is None:
         say(f"Simulating {survey.shots} observed shots on cells {config.data.refine} times smaller.")
-        gathers = simulated_gathers(experiment, threads=threads)
+        gathers = simulated_gathers(experiment, threads=threads, progress=lambda done, shots: look())
         attrs = {"simulated_by": config.name, "refine": config.data.refine}
         # A start that was killed here left an older copy behind.
         write_gathers(folder.path / OBSERVED, gathers, survey, experiment.wavelet, attrs, overwrite=True)

@@ -63,7 +63,7 @@ def simulate(
     ]
     # The kernel holds a shot's record at every inner step, and once more while it is resampled.
     bytes_per_shot = 2 * 4 * survey.receivers * survey.samples * simulators[0].scheme.substeps
-    most = 4 * threads if devices[0].type == "cpu" else survey.shots  # a GPU is full with many
+    most = threads if devices[0].type == "cpu" else survey.shots  # a GPU is full with many
     group = max(1, min(group_bytes // bytes_per_shot, most, math.ceil(survey.shots / len(devices))))
     starts = iter(range(0, survey.shots, group))
     gathers = np.empty((survey.shots, survey.receivers, survey.samples), dtype=np.float32)

@@ -100,17 +100,25 @@ def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -
                 bar.went_back(run.done)
             else:
                 run.start()
-            with start_training(folder.path, cluster) as group:
-                group.tell, group.stop = run.told, stop
+
+            def stopped() -> Stopped:
+                folder.event("stop", iteration=run.done, reason=stop.reason)
+                return Stopped(
+                    f"Stopped after step {run.done} of {run.steps} ({stop.reason}); go on with "
+                    f"`hpfwi resume {folder.path}`."
+                )
+
+            try:
+                group = start_training(folder.path, cluster, stop)
+            except Abandoned:
+                raise stopped() from None
+            with group:
+                group.tell = run.told
                 run.give_state(group)
                 while run.done < run.steps or run.owes_an_epoch:
                     if stop.requested:
                         run.leave(group)
-                        folder.event("stop", iteration=run.done, reason=stop.reason)
-                        raise Stopped(
-                            f"Stopped after step {run.done} of {run.steps} ({stop.reason}); go on with "
-                            f"`hpfwi resume {folder.path}`."
-                        )
+                        raise stopped()
                     told = run.iterate(group)
                     if told is None:
                         bar.went_back(run.done)
