@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from hpfwi.parallel import IterationResult
 from hpfwi.training.spikes import Skipped
 
 SKIPPED = "skipped_"
 """Prefix of the numbers of a slice that say which steps were left out before it."""
-_NO_TERM = ("samples", "seconds", "waited_s")
+_CLOCKS = ("seconds", "waited_s")
+_NO_TERM = ("samples", *_CLOCKS)
 
 
 class EpochMeans:
@@ -57,6 +59,19 @@ class EpochMeans:
             "samples_per_s": steps * self._batch / self.times["seconds"],
             "data_wait_share": _share(self.times["waited_s"], self.times["spent_s"]),
         }
+
+
+def joined(results: Sequence[IterationResult]) -> IterationResult:
+    """A step of several iterations as one: the slices' last words, and all of the time."""
+    seconds = math.fsum(result.seconds for result in results)
+    scalars = {
+        item: last | {name: math.fsum(result.scalars[item][name] for result in results) for name in _CLOCKS}
+        for item, last in results[-1].scalars.items()
+    }
+    waited = math.fsum(result.wait_share * result.seconds for result in results)
+    lost = tuple(sentence for result in results for sentence in result.lost)
+    share = waited / seconds if seconds > 0 else 0.0
+    return replace(results[-1], scalars=scalars, seconds=seconds, wait_share=share, lost=lost)
 
 
 def skipped_before(result: IterationResult) -> Skipped:

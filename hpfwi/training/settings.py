@@ -104,6 +104,12 @@ class TrainingSettings(BaseModel):
         description="Validate, evaluate and predict with a moving average of the weights, which keeps this share of "
         'itself in every step; "none" takes the weights of the last step.',
     )
+    sync_batch_norm: bool = Field(
+        default=False,
+        description="Batch norm takes its statistics from the whole batch instead of a slice, at the cost of two sums "
+        "over all workers for each of its layers. Quickest with as many slices as workers; every slice of a step is "
+        "held in memory.",
+    )
     spike_factor: float | None = Field(
         default=1e4,
         gt=1,
@@ -129,6 +135,16 @@ class TrainingSettings(BaseModel):
         if self.slices > self.batch:
             raise ValueError(
                 f"slices={self.slices} of a batch of {self.batch} leaves some empty; take at most that many"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exact_statistics(self) -> Self:
+        if self.sync_batch_norm and self.slices > 1 and (self.compile or not self.exact):
+            raise ValueError(
+                f"sync_batch_norm=true cannot go with exact={str(self.exact).lower()}, "
+                f"compile={str(self.compile).lower()}; take exact=true and compile=false, or slices=1, where batch "
+                "norm sees the whole batch"
             )
         return self
 
@@ -170,6 +186,11 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"network.name = {self.network.name!r} cannot be trained with training.loss.name = "
                 f"{self.training.loss.name!r}; velocitygan takes 'wgan-gp' and no other network does"
+            )
+        if gan and self.training.sync_batch_norm and self.training.slices > 1:
+            raise ValueError(
+                "training.sync_batch_norm = true cannot train velocitygan, whose critic is differentiated twice; take "
+                "training.slices = 1, where the statistics are the batch's as well"
             )
         if self.training.loss.name == "dd" and self.network.name not in ("dd-net", "dd-net70"):
             raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from hpfwi.training.batches import Batches, Slice, slice_of
 from hpfwi.training.curriculum import simplified
 from hpfwi.training.edges import edge_masks
 from hpfwi.training.forward import outputs_of, scale_of, velocities_of
+from hpfwi.training.halted_steps import HaltedStep
 from hpfwi.training.losses import critic_terms, loss_terms, needs_edges
 from hpfwi.training.means import SKIPPED
 from hpfwi.training.metrics import scores_in_mps
@@ -32,6 +34,7 @@ from hpfwi.training.replicas import (
     largest_gradient,
     part_of,
     put_weights,
+    statistics_of,
     take_total,
     trained_parameters,
     vector_of,
@@ -39,6 +42,7 @@ from hpfwi.training.replicas import (
 )
 from hpfwi.training.schedule import curriculum_stage, generator_moves, learning_rate
 from hpfwi.training.settings import TrainConfig, load_train_config, samples_of
+from hpfwi.training.shared_norm import HaltedSlice, share_statistics
 from hpfwi.training.spikes import SpikeGuard
 from hpfwi.training.trained import AVERAGE, GUARD, NETWORK, OPTIMISER
 
@@ -46,6 +50,8 @@ SUMMED_OVER_A_BATCH = {"mpe": "edge", "l1+l2+rctb": "boundary"}
 """Terms that divide by the number of samples once more than a mean does. A slice's term is therefore weighted by its
 share of the batch, so that cutting a batch into slices leaves the size of the term as it was published."""
 _EXPONENT = "statistics_exponent"
+HALTED = "halted"
+"""Among a slice's numbers: its array is what it halted with. In the state: prefix of the sums of a step so far."""
 
 
 class TrainingTask:
@@ -76,6 +82,8 @@ class TrainingTask:
         network = build_network(config.network).to(self.device)
         if settings.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        shares = settings.sync_batch_norm and settings.slices > 1 and share_statistics(network) > 0
+        self._halted = HaltedStep() if shares else None
         self.network = network
         self.optimiser = build_adam(
             [{"params": trained_parameters(network), "lr": settings.schedule.peak, "name": "network"}],
@@ -97,12 +105,17 @@ class TrainingTask:
 
     def begin(self, step: int | None) -> None:
         """Get ready for the slices of a step, counted from 0 over the run, or of the validation (None)."""
-        if step != self._step and self._sequence:
-            self._previous = self._sequence
-        self._step, self._sequence = step, []
+        if step != self._step:
+            self._previous = self._sequence or self._previous
+            self._step, self._sequence = step, []
+        if self._halted is not None:
+            self._halted.begin(step)
 
-    def gradient(self, slot: int) -> tuple[NDArray[np.float32], dict[str, float]]:
+    def gradient(self, slot: int) -> tuple[NDArray[np.floating], dict[str, float]]:
         """What a slice adds to the step's sum (see `hpfwi.training.replicas`), and numbers about it.
+
+        With shared statistics of batch norm it is what the slice halted with, and the numbers say `halted`, until
+        `advance` was given all the sums that it needs.
 
         The numbers are `loss`, its terms by name, `samples`, the seconds spent, `seconds`, and of them waiting for
         samples, `waited_s`, and those of `hpfwi.training.spikes.Skipped` after the step before. May be called from
@@ -112,10 +125,9 @@ class TrainingTask:
         """
         assert self._step is not None  # begin comes first
         started = time.perf_counter()
-        epoch, step = divmod(self._step, self.batches.steps_per_epoch)
-        taken = self.batches.take(epoch, step, slot)
-        waited_s = time.perf_counter() - started
-        self._read_ahead(self._step, slot)
+        if self._halted is not None:
+            return self._halted_gradient(self._halted, self._step, slot)
+        taken, waited_s = self._taken(self._step, slot)
         try:
             share = len(taken.indices) / self.settings.batch
             with self._replicas.training() as replica:
@@ -123,18 +135,66 @@ class TrainingTask:
                 vector = vector_of(replica, share, self._exponent)
         finally:
             self.batches.release(taken)
+        return vector, self._numbers(slot, share, terms, vector, started, waited_s)
+
+    def _taken(self, number: int, slot: int) -> tuple[Slice, float]:
+        """The samples of a slice of step `number`, and the seconds that this waited for them."""
+        started = time.perf_counter()
+        epoch, step = divmod(number, self.batches.steps_per_epoch)
+        taken = self.batches.take(epoch, step, slot)
+        waited_s = time.perf_counter() - started
+        self._read_ahead(number, slot)
+        return taken, waited_s
+
+    def _halted_gradient(
+        self, halted: HaltedStep, number: int, slot: int
+    ) -> tuple[NDArray[np.floating], dict[str, float]]:
+        """`gradient` of a slice that halts, up to where the known sums bring it."""
+        started, waited = time.perf_counter(), [0.0]
+        share = slice_sizes(self.config)[slot] / self.settings.batch
+
+        def start(stack: ExitStack) -> HaltedSlice:
+            taken, waited[0] = self._taken(number, slot)
+            stack.callback(self.batches.release, taken)  # the way back needs the records too
+            replica = stack.enter_context(self._replicas.training())
+            one = HaltedSlice(replica, lambda network: self._terms(network, taken, share), share)
+            stack.callback(one.close)
+            return one
+
+        with halted.reached(slot, start) as one:
+            array = vector_of(one.replica, share, self._exponent) if one.sums is None else one.sums
+            numbers = self._numbers(slot, share, one.terms, array, started, waited[0])
+            return array, numbers if one.sums is None else numbers | {HALTED: 1.0}
+
+    def _numbers(
+        self,
+        slot: int,
+        share: float,
+        terms: dict[str, float],
+        array: NDArray[np.floating],
+        started: float,
+        waited_s: float,
+    ) -> dict[str, float]:
+        """The numbers that go with what a slice adds; raises NumericsError where one of either is not finite."""
         loss = sum(value for name, value in terms.items() if name not in ("critic", "penalty"))
-        numbers = {"loss": loss, **terms, "samples": float(len(taken.indices))}
-        if not np.isfinite(list(numbers.values())).all() or not np.isfinite(vector).all():
+        numbers = {"loss": loss, **terms, "samples": float(round(share * self.settings.batch))}
+        if not np.isfinite(list(numbers.values())).all() or not np.isfinite(array).all():
+            step = (self._step or 0) % self.batches.steps_per_epoch
             raise NumericsError(f"a loss of {loss} or a gradient that is not finite in slice {slot} of step {step}")
         skipped = {f"{SKIPPED}{name}": float(value) for name, value in asdict(self._guard.skipped).items()}
-        return vector, numbers | skipped | {"seconds": time.perf_counter() - started, "waited_s": waited_s}
+        return numbers | skipped | {"seconds": time.perf_counter() - started, "waited_s": waited_s}
 
     def advance(self, step: int, total: NDArray[np.floating]) -> None:
         """Take one optimiser step with the sum over the step's slices, or leave it out, statistics of batch norm too.
 
         A step is left out where its gradient is absurd (see `hpfwi.training.spikes`), on every rank or on none.
         """
+        if self._halted is not None:
+            # Of the largest norm's four numbers a channel two are in the sums, and all in a gradient with statistics.
+            if len(total) < sum(value.numel() for value in self._vector_parts):
+                self._halted.take(total)
+                return
+            self._halted.clear()
         largest = largest_gradient(self.network, total)
         if not self._guard.accepts(largest):
             return
@@ -199,6 +259,8 @@ class TrainingTask:
         arrays |= {f"{AVERAGE}{name}": _array(value) for name, value in (self.average or {}).items()}
         arrays |= {f"{OPTIMISER}{name}": value for name, value in optimiser_state(self.optimiser).items()}
         arrays |= {f"{GUARD}{name}": value for name, value in self._guard.state().items()}
+        if self._halted is not None:
+            arrays |= {f"{HALTED}/{name}": value for name, value in self._halted.state().items()}
         return arrays | {_EXPONENT: np.array(self._exponent)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
@@ -208,7 +270,14 @@ class TrainingTask:
             put_weights(self.average, state, AVERAGE)
         load_optimiser_state(self.optimiser, part_of(state, OPTIMISER))
         self._guard.load_state(part_of(state, GUARD))
+        if self._halted is not None:
+            self._halted.load_state(part_of(state, f"{HALTED}/"))
         self._exponent = int(state[_EXPONENT])
+
+    @property
+    def _vector_parts(self) -> list[torch.Tensor]:
+        """What a slice's gradient has values for (see `vector_of`)."""
+        return [*trained_parameters(self.network), *statistics_of(self.network).values()]
 
     @property
     def _validation_batch(self) -> int:
@@ -217,25 +286,41 @@ class TrainingTask:
 
     def _backward(self, replica: torch.nn.Module, taken: Slice, share: float) -> dict[str, float]:
         """Gradients of a slice's mean loss in a copy of the network; returns the terms."""
-        settings = self.settings
-        edges = self._edges(taken.models)
-        target = scale_of(settings, taken.models).normalised(taken.models)
-        records = taken.records
+        if not isinstance(replica, VelocityGan):
+            found = self._terms(replica, taken, share)
+            torch.stack(list(found.values())).sum().backward()
+            return {name: float(value.detach()) for name, value in found.items()}
+        return self._critic_and_generator(replica, taken)
+
+    def _seen(self, taken: Slice) -> torch.Tensor:
+        """Records of a slice as the network sees them in training."""
+        settings, records = self.settings, taken.records
         if settings.curriculum is not None:
             stage = curriculum_stage(taken.epoch, settings.curriculum)
             records = simplified(records, stage, _generator(settings.seed, taken, stream=2))
         if settings.records_noise:
             records = records + noise_of(settings.seed, taken, settings.records_noise)
+        return records
+
+    def _terms(self, replica: torch.nn.Module, taken: Slice, share: float) -> dict[str, torch.Tensor]:
+        """The terms of a slice's loss, with the graph behind them."""
+        settings = self.settings
+        edges = self._edges(taken.models)
+        target = scale_of(settings, taken.models).normalised(taken.models)
+        outputs = outputs_of(settings, replica, self._seen(taken))
+        terms = loss_terms(settings.loss, outputs, target, edges=edges)
+        if (term := SUMMED_OVER_A_BATCH.get(settings.loss.name)) is not None:
+            terms[term] = terms[term] * share
+        return terms
+
+    def _critic_and_generator(self, replica: VelocityGan, taken: Slice) -> dict[str, float]:
+        """Gradients of both parts of VelocityGAN, the generator's in its turns; returns the terms."""
+        settings = self.settings
+        target = scale_of(settings, taken.models).normalised(taken.models)
         assert self._step is not None
-        moves = not isinstance(replica, VelocityGan) or self._generator_moves(self._step)
+        moves = self._generator_moves(self._step)
         with torch.set_grad_enabled(moves):
-            outputs = outputs_of(settings, replica, records)
-        if not isinstance(replica, VelocityGan):
-            terms = loss_terms(settings.loss, outputs, target, edges=edges)
-            if (term := SUMMED_OVER_A_BATCH.get(settings.loss.name)) is not None:
-                terms[term] = terms[term] * share
-            torch.stack(list(terms.values())).sum().backward()
-            return {name: float(value.detach()) for name, value in terms.items()}
+            outputs = outputs_of(settings, replica, self._seen(taken))
         assert isinstance(outputs, torch.Tensor)
         # Both parts see the networks as they were before the step, so that one sum carries both gradients.
         generator = _generator(settings.seed, taken, stream=1)

@@ -29,13 +29,13 @@ from hpfwi.parallel import (
 )
 from hpfwi.progress import Progress, clock
 from hpfwi.training.forward import in_mps
-from hpfwi.training.means import EpochMeans, skipped_before
+from hpfwi.training.means import EpochMeans, joined, skipped_before
 from hpfwi.training.pictures import draw_predictions
 from hpfwi.training.replicas import part_of
 from hpfwi.training.schedule import learning_rate
 from hpfwi.training.settings import TrainConfig
 from hpfwi.training.spikes import Skipped, skipped_of
-from hpfwi.training.task import open_task, slice_sizes
+from hpfwi.training.task import HALTED, open_task, slice_sizes
 from hpfwi.training.trained import GUARD, STATE
 from hpfwi.training.view import TrainingView, figure_path, forget_figures_after
 
@@ -132,7 +132,7 @@ class _Saved:
     """What a run goes back to: the last checkpoint, as it is on disk."""
 
     done: int
-    exponent: int | None
+    exponents: tuple[int | None, ...]
     state: State
     meta: Mapping[str, Any]
 
@@ -152,7 +152,8 @@ class _Run:
         self.sizes = slice_sizes(config)
         self.done = 0
         self.seconds = 0.0
-        self.exponent: int | None = None
+        self.exponents: tuple[int | None, ...] = ()
+        """Scales of the fixed point of each sum that a step takes, one without shared statistics of batch norm."""
         self.epoch = EpochMeans(self.settings.batch)
         self.told_skips = 0
         self.best: dict[str, Any] | None = None
@@ -178,7 +179,7 @@ class _Run:
         for sentence in found.skipped:
             self.say(sentence)
         state = {name.removeprefix(STATE): value for name, value in found.tensors.items()}
-        self.saved = _Saved(found.iteration, found.meta["exponent"], state, found.meta)
+        self.saved = _Saved(found.iteration, _exponents_of(found.meta), state, found.meta)
         self._back_to_saved()
         self.seconds = float(found.meta["seconds"])
         return True
@@ -186,7 +187,7 @@ class _Run:
     def give_state(self, group: Group) -> None:
         """Put every rank at the last checkpoint."""
         while True:
-            group.exponent = self.saved.exponent if self.settings.exact else 0
+            group.exponent = None if self.settings.exact else 0
             try:
                 group.load_state(self.saved.state)
             except GroupLost as error:
@@ -202,8 +203,7 @@ class _Run:
             if self.owes_an_epoch:
                 self._end_epoch(group)
                 return None
-            result = self._run(group, step, self.sizes)
-            self.exponent = group.exponent
+            result = self._take_step(group, step)
             facts = self._count(step, result)
             self._require_steps(step - 1, skipped_before(result))
             if self.done % self.per_epoch == 0:
@@ -257,6 +257,18 @@ class _Run:
         self.folder.event("done", iterations=self.done, seconds=self.seconds)
         self.folder.done(asdict(outcome))
         return outcome
+
+    def _take_step(self, group: Group, step: int) -> IterationResult:
+        """One step: one sum over the slices, after two for each batch norm whose statistics they share."""
+        results: list[IterationResult] = []
+        exponents: list[int | None] = []
+        while not results or HALTED in results[-1].scalars[0]:
+            if self.settings.exact:
+                group.exponent = self.exponents[len(exponents)] if len(exponents) < len(self.exponents) else None
+            results.append(self._run(group, step, self.sizes))
+            exponents.append(group.exponent)
+        self.exponents = tuple(exponents)
+        return joined(results)
 
     def _run(self, group: Group, iteration: int, sizes: list[int]) -> IterationResult:
         """Items 0 … of a step or a validation.
@@ -381,7 +393,7 @@ class _Run:
     def _save(self, state: State, *, score: float | None = None) -> None:
         self._tell_skipped(self.done - 1, skipped_of(part_of(state, GUARD)))
         meta: dict[str, Any] = {
-            "exponent": self.exponent,
+            "exponents": list(self.exponents),
             "seconds": self.seconds,
             "epoch_sums": dict(self.epoch.sums),
             "epoch_times": dict(self.epoch.times),
@@ -390,15 +402,17 @@ class _Run:
         }
         if score is not None:
             meta["score"] = score
+        # Of a step that was given up nothing is kept.
+        state = {name: value for name, value in state.items() if not name.startswith(HALTED)}
         tensors = {f"{STATE}{name}": value for name, value in state.items()}
         path = checkpoints.save(self.folder.checkpoints, self.done, tensors, meta)
-        self.saved = _Saved(self.done, self.exponent, state, meta)
+        self.saved = _Saved(self.done, self.exponents, state, meta)
         kept = str(path.relative_to(self.folder.path))
         self.folder.event("checkpoint", iteration=self.done - 1, path=kept, score=score)
 
     def _back_to_saved(self) -> None:
         """Take everything back to the last checkpoint; a course that was left leaves no trace."""
-        self.done, self.exponent = self.saved.done, self.saved.exponent
+        self.done, self.exponents = self.saved.done, self.saved.exponents
         self.epoch.restore(self.saved.meta["epoch_sums"], self.saved.meta.get("epoch_times", {}))
         self.told_skips = self.saved.meta.get("told_skips", 0)
         self.best = self.saved.meta["best"]
@@ -430,6 +444,10 @@ class _Run:
             f"loss {facts['loss']:.4g}  {facts['samples_per_s']:.3g} samples/s  "
             f"waiting {facts['wait_share']:.0%}, for data {facts['data_wait_share']:.0%}{left}"
         ).replace("%", " %")
+
+
+def _exponents_of(meta: Mapping[str, Any]) -> tuple[int | None, ...]:
+    return tuple(meta["exponents"]) if "exponents" in meta else (meta["exponent"],)
 
 
 def _parameters(network: torch.nn.Module) -> int:
