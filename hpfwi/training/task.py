@@ -22,11 +22,9 @@ from hpfwi.networks.build import build_network
 from hpfwi.networks.velocitygan import VelocityGan
 from hpfwi.store.openfwi import PairStore, open_pairs
 from hpfwi.training.batches import Batches, Slice, slice_of
-from hpfwi.training.curriculum import simplified
-from hpfwi.training.edges import edge_masks
 from hpfwi.training.forward import outputs_of, scale_of, velocities_of
 from hpfwi.training.halted_steps import HaltedStep
-from hpfwi.training.losses import critic_terms, loss_terms, needs_edges
+from hpfwi.training.losses import loss_terms
 from hpfwi.training.means import SKIPPED
 from hpfwi.training.metrics import scores_in_mps
 from hpfwi.training.replicas import (
@@ -40,15 +38,13 @@ from hpfwi.training.replicas import (
     vector_of,
     weights_of,
 )
-from hpfwi.training.schedule import curriculum_stage, generator_moves, learning_rate
+from hpfwi.training.schedule import generator_moves, learning_rate
 from hpfwi.training.settings import TrainConfig, load_train_config, samples_of
 from hpfwi.training.shared_norm import HaltedSlice, share_statistics
+from hpfwi.training.slice_loss import backward, edges_of, in_a_batch, terms_of
 from hpfwi.training.spikes import SpikeGuard
 from hpfwi.training.trained import AVERAGE, GUARD, NETWORK, OPTIMISER
 
-SUMMED_OVER_A_BATCH = {"mpe": "edge", "l1+l2+rctb": "boundary"}
-"""Terms that divide by the number of samples once more than a mean does. A slice's term is therefore weighted by its
-share of the batch, so that cutting a batch into slices leaves the size of the term as it was published."""
 _EXPONENT = "statistics_exponent"
 HALTED = "halted"
 """Among a slice's numbers: its array is what it halted with. In the state: prefix of the sums of a step so far."""
@@ -131,7 +127,7 @@ class TrainingTask:
         try:
             share = len(taken.indices) / self.settings.batch
             with self._replicas.training() as replica:
-                terms = self._backward(replica, taken, share)
+                terms = backward(self.settings, replica, taken, share, moves=self._generator_moves(self._step))
                 vector = vector_of(replica, share, self._exponent)
         finally:
             self.batches.release(taken)
@@ -157,7 +153,7 @@ class TrainingTask:
             taken, waited[0] = self._taken(number, slot)
             stack.callback(self.batches.release, taken)  # the way back needs the records too
             replica = stack.enter_context(self._replicas.training())
-            one = HaltedSlice(replica, lambda network: self._terms(network, taken, share), share)
+            one = HaltedSlice(replica, lambda network: terms_of(self.settings, network, taken, share), share)
             stack.callback(one.close)
             return one
 
@@ -228,18 +224,14 @@ class TrainingTask:
         indices = np.arange(first, min(first + self._validation_batch, self.validation.stop))
         records, models = self.store.read(indices)
         target_mps = torch.from_numpy(models).unsqueeze(1)
-        edges = self._edges(target_mps)
         settings = self.settings
         target_mps = target_mps.to(self.device)
-        scale = scale_of(settings, target_mps)
+        edges, scale = edges_of(settings.loss, target_mps), scale_of(settings, target_mps)
         with torch.no_grad(), self._replicas.judging(self.weights()) as replica:
             outputs = outputs_of(settings, replica, torch.from_numpy(records).to(self.device))
-            terms = {
-                name: float(value)
-                for name, value in loss_terms(settings.loss, outputs, scale.normalised(target_mps), edges=edges).items()
-            }
-            if (term := SUMMED_OVER_A_BATCH.get(settings.loss.name)) is not None:
-                terms[term] *= len(indices) / settings.batch
+            found = loss_terms(settings.loss, outputs, scale.normalised(target_mps), edges=edges)
+            found = in_a_batch(settings.loss, found, len(indices) / settings.batch)
+            terms = {name: float(value) for name, value in found.items()}
             prediction = outputs[0] if isinstance(outputs, tuple) else outputs
             predicted_mps = scale.in_mps(prediction)[:, 0].cpu().numpy()
         scores = scores_in_mps(predicted_mps, models)
@@ -284,62 +276,6 @@ class TrainingTask:
         """Samples in a slice of the validation: what a slice of training needs memory for, at most."""
         return max(1, self.settings.batch // self.settings.slices)
 
-    def _backward(self, replica: torch.nn.Module, taken: Slice, share: float) -> dict[str, float]:
-        """Gradients of a slice's mean loss in a copy of the network; returns the terms."""
-        if not isinstance(replica, VelocityGan):
-            found = self._terms(replica, taken, share)
-            torch.stack(list(found.values())).sum().backward()
-            return {name: float(value.detach()) for name, value in found.items()}
-        return self._critic_and_generator(replica, taken)
-
-    def _seen(self, taken: Slice) -> torch.Tensor:
-        """Records of a slice as the network sees them in training."""
-        settings, records = self.settings, taken.records
-        if settings.curriculum is not None:
-            stage = curriculum_stage(taken.epoch, settings.curriculum)
-            records = simplified(records, stage, _generator(settings.seed, taken, stream=2))
-        if settings.records_noise:
-            records = records + noise_of(settings.seed, taken, settings.records_noise)
-        return records
-
-    def _terms(self, replica: torch.nn.Module, taken: Slice, share: float) -> dict[str, torch.Tensor]:
-        """The terms of a slice's loss, with the graph behind them."""
-        settings = self.settings
-        edges = self._edges(taken.models)
-        target = scale_of(settings, taken.models).normalised(taken.models)
-        outputs = outputs_of(settings, replica, self._seen(taken))
-        terms = loss_terms(settings.loss, outputs, target, edges=edges)
-        if (term := SUMMED_OVER_A_BATCH.get(settings.loss.name)) is not None:
-            terms[term] = terms[term] * share
-        return terms
-
-    def _critic_and_generator(self, replica: VelocityGan, taken: Slice) -> dict[str, float]:
-        """Gradients of both parts of VelocityGAN, the generator's in its turns; returns the terms."""
-        settings = self.settings
-        target = scale_of(settings, taken.models).normalised(taken.models)
-        assert self._step is not None
-        moves = self._generator_moves(self._step)
-        with torch.set_grad_enabled(moves):
-            outputs = outputs_of(settings, replica, self._seen(taken))
-        assert isinstance(outputs, torch.Tensor)
-        # Both parts see the networks as they were before the step, so that one sum carries both gradients.
-        generator = _generator(settings.seed, taken, stream=1)
-        terms = critic_terms(settings.loss, replica.critic, outputs, target, generator)
-        torch.stack(list(terms.values())).sum().backward()
-        own = loss_terms(settings.loss, outputs, target, critic=replica.critic if moves else None)
-        if moves:
-            parameters = [parameter for parameter in replica.generator.parameters() if parameter.requires_grad]
-            found = torch.autograd.grad(torch.stack(list(own.values())).sum(), parameters, allow_unused=True)
-            for parameter, gradient in zip(parameters, found, strict=True):
-                parameter.grad = gradient
-        return {name: float(value.detach()) for name, value in (terms | own).items()}
-
-    def _edges(self, models_mps: torch.Tensor) -> torch.Tensor | None:
-        """Edge masks bool[sample, z, x] of velocities Tensor[sample, 1, z, x], where the loss reads them."""
-        if not needs_edges(self.settings.loss):
-            return None
-        return torch.from_numpy(edge_masks(models_mps[:, 0].cpu().numpy())).to(self.device)
-
     def _generator_moves(self, step: int) -> bool:
         return generator_moves(
             step=step, steps_per_epoch=self.batches.steps_per_epoch, critic_steps=self.settings.critic_steps
@@ -382,18 +318,6 @@ def slice_sizes(config: TrainConfig) -> list[int]:
     settings = config.training
     whole = np.arange(settings.batch)
     return [len(slice_of(whole, slot, settings.slices)) for slot in range(settings.slices)]
-
-
-def noise_of(seed: int, taken: Slice, std: float) -> torch.Tensor:
-    """Gaussian noise for the records of a slice, of their shape and on their device, the same wherever it is drawn."""
-    noise = torch.randn(taken.records.shape, generator=_generator(seed, taken, stream=0)) * std
-    return noise.to(taken.records.device)
-
-
-def _generator(seed: int, taken: Slice, *, stream: int) -> torch.Generator:
-    """A generator on the CPU for one slice and one purpose, the same wherever the slice is computed."""
-    words = np.random.SeedSequence([seed, stream, taken.epoch, taken.step, taken.slot]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0]))
 
 
 def _array(value: torch.Tensor) -> np.ndarray:

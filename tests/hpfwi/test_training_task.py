@@ -27,7 +27,8 @@ from hpfwi.training.settings import (
     resolved,
     samples_of,
 )
-from hpfwi.training.task import TrainingTask, noise_of, slice_sizes
+from hpfwi.training.slice_loss import noise_of
+from hpfwi.training.task import TrainingTask, slice_sizes
 
 RECORDS, MODEL, SAMPLES, TRAIN = (3, 40, 16), (11, 15), 24, 20
 NAMES = ("dx_m", "dz_m", "dt_s", "peak_hz", "sources_m", "receivers_m", "records_unit")
