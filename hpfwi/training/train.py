@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,23 +18,22 @@ from hpfwi.parallel import (
     ClusterSettings,
     Group,
     GroupLost,
-    ItemFailed,
     IterationResult,
     State,
     one_torch_thread,
     placed,
     start_training,
-    validation_iteration,
 )
 from hpfwi.progress import Progress, clock
 from hpfwi.training.forward import in_mps
-from hpfwi.training.means import EpochMeans, joined, skipped_before
+from hpfwi.training.items import Items
+from hpfwi.training.means import EpochMeans, skipped_before
 from hpfwi.training.pictures import draw_predictions
 from hpfwi.training.replicas import part_of
 from hpfwi.training.schedule import learning_rate
 from hpfwi.training.settings import TrainConfig
 from hpfwi.training.spikes import Skipped, skipped_of
-from hpfwi.training.task import HALTED, open_task, slice_sizes
+from hpfwi.training.task import HALTED, open_task
 from hpfwi.training.trained import GUARD, STATE
 from hpfwi.training.view import TrainingView, figure_path, forget_figures_after
 
@@ -149,11 +147,9 @@ class _Run:
         self.task = open_task(folder.path, device="cpu")
         self.steps = self.task.steps
         self.per_epoch = self.task.batches.steps_per_epoch
-        self.sizes = slice_sizes(config)
+        self.items = Items(self.task, folder.path)
         self.done = 0
         self.seconds = 0.0
-        self.exponents: tuple[int | None, ...] = ()
-        """Scales of the fixed point of each sum that a step takes, one without shared statistics of batch norm."""
         self.epoch = EpochMeans(self.settings.batch)
         self.told_skips = 0
         self.best: dict[str, Any] | None = None
@@ -187,7 +183,7 @@ class _Run:
     def give_state(self, group: Group) -> None:
         """Put every rank at the last checkpoint."""
         while True:
-            group.exponent = None if self.settings.exact else 0
+            self.items.put_scale(group)
             try:
                 group.load_state(self.saved.state)
             except GroupLost as error:
@@ -203,7 +199,7 @@ class _Run:
             if self.owes_an_epoch:
                 self._end_epoch(group)
                 return None
-            result = self._take_step(group, step)
+            result = self.items.step(group, step)
             facts = self._count(step, result)
             self._require_steps(step - 1, skipped_before(result))
             if self.done % self.per_epoch == 0:
@@ -258,51 +254,6 @@ class _Run:
         self.folder.done(asdict(outcome))
         return outcome
 
-    def _take_step(self, group: Group, step: int) -> IterationResult:
-        """One step: one sum over the slices, after two for each batch norm whose statistics they share."""
-        results: list[IterationResult] = []
-        exponents: list[int | None] = []
-        while not results or HALTED in results[-1].scalars[0]:
-            if self.settings.exact:
-                group.exponent = self.exponents[len(exponents)] if len(exponents) < len(self.exponents) else None
-            results.append(self._run(group, step, self.sizes))
-            exponents.append(group.exponent)
-        self.exponents = tuple(exponents)
-        return joined(results)
-
-    def _run(self, group: Group, iteration: int, sizes: list[int]) -> IterationResult:
-        """Items 0 … of a step or a validation.
-
-        raises  NumericsError: one of them left the range of numbers; DataError: a sample that cannot be read;
-                RunClusterError: one that no worker can compute
-        """
-        try:
-            result = group.run(iteration, range(len(sizes)), [float(size) for size in sizes])
-        except (GroupLost, Abandoned):
-            raise
-        except ClusterError as error:
-            if f" {DataError.__name__}: " in str(error):
-                raise DataError(f"Training cannot go on: {error}") from error
-            if NumericsError.__name__ not in str(error):
-                raise self._about_samples(error, iteration) from error
-            raise NumericsError(
-                f"Training cannot go on: {str(error).rstrip('.')}; nothing was applied: lower training.schedule.peak "
-                f"in a new run, or look at the samples."
-            ) from error
-        return result
-
-    def _about_samples(self, error: ClusterError, iteration: int) -> Exception:
-        """The error of a group of workers in terms of samples."""
-        if not isinstance(error, ItemFailed) or error.item is None or iteration < 0:
-            return error
-        epoch, step = divmod(iteration, self.per_epoch)
-        samples = self.task.batches.indices(epoch, step, error.item).tolist()
-        named = ", ".join(str(sample) for sample in samples[:8]) + (", …" if len(samples) > 8 else "")
-        return RunClusterError(
-            f"Samples {named} of step {iteration + 1} cannot be computed: {str(error).rstrip('.')}. The state before "
-            f"is kept; `hpfwi resume {self.folder.path}` goes on from there once the cause is gone."
-        )
-
     def _count(self, step: int, result: IterationResult) -> dict[str, float]:
         """Add a step to the epoch's means and, now and then, to the log; returns its numbers."""
         terms, speed = self.epoch.add(result)
@@ -317,7 +268,7 @@ class _Run:
         epoch = self.done // self.per_epoch - 1
         means, speed = self.epoch.means(self.per_epoch)
         due = (epoch + 1) % self.settings.validate_every == 0 or self.done == self.steps
-        validation = self._validate(group, epoch) if due else None
+        validation = self.items.validation(group, epoch) if due else None
         state = group.state()
         if validation is not None and (self.best is None or validation["loss"] < self.best["validation"]["loss"]):
             self.best = {"epoch": epoch, "iteration": self.done, "validation": validation}
@@ -365,20 +316,6 @@ class _Run:
             f"{skipped.limit:.3g}; {skipped.steps} so far."
         )
 
-    def _validate(self, group: Group, epoch: int) -> dict[str, float]:
-        """Means over the validation samples."""
-        share = self.settings.batch // self.settings.slices  # a slice of the validation costs about one of a step
-        result = self._run(group, validation_iteration(epoch), [share] * self.task.validation_parts())
-        parts = [result.scalars[item] for item in sorted(result.scalars)]
-        samples = math.fsum(part["samples"] for part in parts)
-        names = [name for name in parts[0] if name != "samples" and all(name in part for part in parts)]
-        means = {name: math.fsum(part[name] for part in parts) / samples for name in names}
-        if not all(math.isfinite(value) for value in means.values()):
-            raise NumericsError(
-                f"The validation after epoch {epoch + 1} gave {means}; lower training.schedule.peak in a new run."
-            )
-        return means
-
     def _draw(self, state: State) -> None:
         """Draw the first validation samples, predicted beside true."""
         self.task.load_state(state)
@@ -393,7 +330,7 @@ class _Run:
     def _save(self, state: State, *, score: float | None = None) -> None:
         self._tell_skipped(self.done - 1, skipped_of(part_of(state, GUARD)))
         meta: dict[str, Any] = {
-            "exponents": list(self.exponents),
+            "exponents": list(self.items.exponents),
             "seconds": self.seconds,
             "epoch_sums": dict(self.epoch.sums),
             "epoch_times": dict(self.epoch.times),
@@ -406,13 +343,13 @@ class _Run:
         state = {name: value for name, value in state.items() if not name.startswith(HALTED)}
         tensors = {f"{STATE}{name}": value for name, value in state.items()}
         path = checkpoints.save(self.folder.checkpoints, self.done, tensors, meta)
-        self.saved = _Saved(self.done, self.exponents, state, meta)
+        self.saved = _Saved(self.done, self.items.exponents, state, meta)
         kept = str(path.relative_to(self.folder.path))
         self.folder.event("checkpoint", iteration=self.done - 1, path=kept, score=score)
 
     def _back_to_saved(self) -> None:
         """Take everything back to the last checkpoint; a course that was left leaves no trace."""
-        self.done, self.exponents = self.saved.done, self.saved.exponents
+        self.done, self.items.exponents = self.saved.done, self.saved.exponents
         self.epoch.restore(self.saved.meta["epoch_sums"], self.saved.meta.get("epoch_times", {}))
         self.told_skips = self.saved.meta.get("told_skips", 0)
         self.best = self.saved.meta["best"]
