@@ -3,7 +3,8 @@
 overhead     items that sleep a second on two workers: time of an iteration beyond theirs, as a share of it; and items
              that take no time, on one worker: time for each
 all-reduce   of the group against torch.distributed alone, in the same two processes, the same bytes, taking turns
-workers      items that compute, on two workers against one, one thread each; needs two cores that nobody else uses
+workers      items that compute, on two workers against one, one thread each, and on bare processes in turns with them:
+             the cores of a virtual machine may be one core's halves, and then two of anything gain little
 loss         a worker of two killed in the middle of an iteration: what that costs beyond the lost items
 """
 
@@ -17,6 +18,8 @@ import signal
 import statistics
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -132,13 +135,60 @@ def all_reduce(numbers: int, repeats: int) -> dict[str, float]:
     }
 
 
+def _bare(orders: Any, answers: Any) -> None:
+    items = Items(0.0, 1, True)
+    while (count := orders.get()) > 0:
+        for item in range(count):
+            items.compute(item)
+        answers.put(count)
+
+
+@contextmanager
+def bare_processes(count: int) -> Iterator[Callable[[int], float]]:
+    """A function that has so many items computed by bare processes, without any of ours; it returns seconds."""
+    spawn = multiprocessing.get_context("spawn")
+    orders, answers = spawn.Queue(), spawn.Queue()
+    processes = [spawn.Process(target=_bare, args=(orders, answers)) for _ in range(count)]
+    for process in processes:
+        process.start()
+
+    def run(items: int) -> float:
+        begin = time.perf_counter()
+        for _ in processes:
+            orders.put(items // count)
+        for _ in processes:
+            answers.get(timeout=300)
+        return time.perf_counter() - begin
+
+    try:
+        run(4 * count)
+        yield run
+    finally:
+        for _ in processes:
+            orders.put(0)
+        for process in processes:
+            process.join(60)
+
+
 def workers(repeats: int) -> dict[str, float]:
     items = 24
-    with group_of(1, 0.0, busy=True) as group:
-        one_s = statistics.median(iterations_s(group, items, repeats))
-    with group_of(2, 0.0, busy=True) as group:
-        two_s = statistics.median(iterations_s(group, items, repeats))
-    return {"one worker, s": one_s, "two workers, s": two_s, "two workers against one": one_s / two_s}
+    ours: dict[int, list[float]] = {1: [], 2: []}
+    bare: dict[int, list[float]] = {1: [], 2: []}
+    # Twice each: what two cores give is not the same from one minute to the next where others share the machine.
+    for count in (1, 2, 2, 1):
+        with group_of(count, 0.0, busy=True) as group, bare_processes(count) as run:
+            for turn in range(repeats):
+                ours[count].append(group.run(1 + turn, range(items), [1.0] * items).seconds)
+                bare[count].append(run(items))
+    one_s, two_s = (statistics.median(ours[count]) for count in (1, 2))
+    bare_one_s, bare_two_s = (statistics.median(bare[count]) for count in (1, 2))
+    return {
+        "one worker, s": one_s,
+        "two workers, s": two_s,
+        "two workers against one": one_s / two_s,
+        "two bare processes against one": bare_one_s / bare_two_s,
+        "two workers against two bare processes": bare_two_s / two_s,
+    }
 
 
 def loss() -> dict[str, float]:
