@@ -31,7 +31,7 @@ kills: $(READY)
 	$(BIN)/python tests/runs/kill_campaign.py --kills 100 --folder $$(mktemp -d) --out benchmarks/results/kills.json
 
 multi-node: $(READY)
-	HPFWI_MULTI_NODE=1 $(BIN)/python -m pytest tests/runs/test_multi_node.py
+	HPFWI_MULTI_NODE=1 $(BIN)/python -m pytest tests/runs/nodes
 
 cuda: $(READY)
 	HPFWI_COMPILE_ALL=1 $(BIN)/python -m pytest tests/kernels/test_acoustic_cuda_compiled.py tests/kernels/test_acoustic_cuda_streaming_compiled.py
