@@ -297,15 +297,14 @@ class TrainingTask:
         yield from ((step + 1, other) for other in known)
 
 
-def open_task(run: Path, *, ahead: int = 1, device: str | None = None) -> TrainingTask:
+def open_task(run: Path, *, ahead: int = 1, device: str = "cpu") -> TrainingTask:
     """The replica that the run folder `run` describes, at its state before the first step.
 
-    device      of the network; None: cluster.device
+    device      of the network
 
     raises      DataError, ConfigError: the store of pairs is not there, or does not fit the configuration
     """
     config, _ = load_train_config(run / "config.toml")
-    device = config.cluster.device if device is None else device
     if device == "cuda":
         torch.backends.cudnn.deterministic = config.training.exact
         torch.backends.cudnn.benchmark = not config.training.exact

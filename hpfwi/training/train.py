@@ -330,6 +330,7 @@ class _Run:
     def _save(self, state: State, *, score: float | None = None) -> None:
         self._tell_skipped(self.done - 1, skipped_of(part_of(state, GUARD)))
         meta: dict[str, Any] = {
+            "exponent": self.items.exponents[-1] if self.items.exponents else None,
             "exponents": list(self.items.exponents),
             "seconds": self.seconds,
             "epoch_sums": dict(self.epoch.sums),

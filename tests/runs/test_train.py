@@ -25,7 +25,6 @@ from hpfwi.store.openfwi import PairStore
 from hpfwi.store.pair_writer import create_pairs
 from hpfwi.training import train as loop
 from hpfwi.training.settings import load_train_config, resolved
-from hpfwi.training.task import TrainingTask
 from hpfwi.training.train import train
 from hpfwi.training.trained import open_trained
 
@@ -296,61 +295,6 @@ def test_a_loss_that_leaves_the_numbers_ends_the_run_before_the_step(trained: Ru
     found = checkpoints.load_latest(tmp_path / "tiny" / "checkpoints")
     assert found is not None
     assert all(np.isfinite(value).all() for value in found.tensors.values())
-
-
-@pytest.fixture
-def spikes(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Steps in which one weight's gradient is 1e33 on one slice, as torch has been seen to return; to be filled."""
-    wanted: set[int] = set()
-    gradient = TrainingTask.gradient
-
-    def spiked(task: TrainingTask, slot: int) -> Any:
-        vector, numbers = gradient(task, slot)
-        if task._step in wanted and slot == 1:
-            vector[5] = 1e33
-        return vector, numbers
-
-    monkeypatch.setattr(TrainingTask, "gradient", spiked)
-    return wanted
-
-
-@pytest.mark.parametrize("exact", [True, False])
-def test_spikes_are_left_out_said_and_resumed_to_the_same_bits(
-    trained: RunTraining, tmp_path: Path, spikes: set[int], exact: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Step 1 is known at the checkpoint after it, step 4 in the step after it."""
-    spikes |= {1, 4}
-    path = trained(tmp_path / "whole", training__exact=exact)
-    told = [event for event in read_events(path) if event["kind"] == "skipped"]
-    assert [(event["iteration"], event["skipped"]) for event in told] == [(1, 1), (4, 2)]
-    assert [event["largest"] for event in told] == pytest.approx([1e33, 1e33])
-    assert capsys.readouterr().out.count("was left out: its gradient reaches 1e+33 and the limit is 1.84e+19") == 2
-    found = checkpoints.load_latest(path / "checkpoints")
-    assert found is not None
-    learnt = [value for name, value in found.tensors.items() if "/guard/" not in name]
-    assert all(np.abs(value).max(initial=0) < 1e10 for value in learnt)
-    stopped = trained(tmp_path / "stopped", stop_after=2, training__exact=exact)
-    gone_on(gone_on(stopped, 5))
-    if exact:
-        assert bits(stopped) == bits(path)
-    assert [event["iteration"] for event in read_events(stopped) if event["kind"] == "skipped"] == [1, 4]
-
-
-def test_many_spikes_in_a_row_end_the_run_and_keep_its_state(
-    trained: RunTraining, tmp_path: Path, spikes: set[int]
-) -> None:
-    spikes |= {1, 2, 3, 4}
-    sentence = (
-        "3 steps in a row, up to step 4, were left out because their gradients reach 1e[+]33 and the limit is 1.8"
-    )
-    with pytest.raises(NumericsError, match=sentence):
-        trained(tmp_path, training__spikes_in_a_row=3)
-    found = checkpoints.load_latest(tmp_path / "tiny" / "checkpoints")
-    assert found is not None
-    assert found.iteration == 5
-    first = checkpoints.load(tmp_path / "tiny" / "checkpoints" / "iteration-00000003")
-    same = [name for name in found.tensors if name.startswith(("state/network/", "state/optimiser/"))]
-    assert all(np.array_equal(found.tensors[name], first.tensors[name]) for name in same)
 
 
 def command(*words: object, code: int = 0) -> str:
