@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -74,6 +75,19 @@ def held(
         return choose(*work, threads=threads, budget_bytes=budget, exact=True)
     memory = Memory(mode=settings.memory)
     return Choice(memory, peak_bytes(*work, memory, threads=threads), "as set")
+
+
+def forward_bytes(shape: tuple[int, int], shots: int, samples: int, receivers: int, scheme: Scheme) -> int:
+    """Bytes that computing so many shots at the same time takes at most, where no gradient is wanted.
+
+    It counts each shot's model too, in float64 while its coefficients are made, because shots may have models of their
+    own.
+    """
+    rows, columns = scheme.padded(shape)
+    # A gradient that keeps one snapshot of each shot is the next larger thing whose need is known.
+    alone = replace(scheme, store_every=samples * scheme.substeps)
+    own = 4 * 8 * shots * rows * columns
+    return own + peak_bytes(shape, shots, samples, receivers, alone, Memory(), threads=shots)
 
 
 def held_by_deepwave(settings: ModellingSettings, shots: int, bytes_per_shot: int) -> Choice:

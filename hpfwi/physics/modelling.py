@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from hpfwi.physics.device import Device, compute_devices
 from hpfwi.physics.discretisation import snapshot_interval
+from hpfwi.physics.lanes import in_lanes
 from hpfwi.physics.model import EarthModel
 from hpfwi.physics.modelling_settings import ModellingSettings
 from hpfwi.physics.simulator import Simulator
@@ -65,31 +65,20 @@ def simulate(
     bytes_per_shot = 2 * 4 * survey.receivers * survey.samples * simulators[0].scheme.substeps
     most = threads if devices[0].type == "cpu" else survey.shots  # a GPU is full with many
     group = max(1, min(group_bytes // bytes_per_shot, most, math.ceil(survey.shots / len(devices))))
-    starts = iter(range(0, survey.shots, group))
     gathers = np.empty((survey.shots, survey.receivers, survey.samples), dtype=np.float32)
     counting, done = threading.Lock(), 0
 
-    def lane(simulator: Simulator) -> None:
+    def predict(simulator: Simulator, first: int) -> None:
         nonlocal done
-        velocity = torch.tensor(model.velocity)
-        while True:
-            with counting:
-                first = next(starts, None)
-            if first is None:
-                return
-            shots = range(first, min(first + group, survey.shots))
-            with torch.no_grad():
-                gathers[first : shots.stop] = simulator.predict(velocity, shots, threads).numpy()
-            with counting:
-                done += len(shots)
-                if progress is not None:
-                    progress(done, survey.shots)
+        shots = range(first, min(first + group, survey.shots))
+        with torch.no_grad():  # of this thread alone
+            gathers[first : shots.stop] = simulator.predict(torch.tensor(model.velocity), shots, threads).numpy()
+        with counting:
+            done += len(shots)
+            if progress is not None:
+                progress(done, survey.shots)
 
-    if len(simulators) == 1:
-        lane(simulators[0])
-        return gathers
-    with ThreadPoolExecutor(len(simulators)) as lanes:
-        list(lanes.map(lane, simulators))
+    in_lanes(simulators, range(0, survey.shots, group), predict)
     return gathers
 
 

@@ -16,6 +16,7 @@ top of a map is fast, because the sponge is made for the slowest velocity: a wal
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from hpfwi.errors import DataError
 from hpfwi.physics.device import Device
 from hpfwi.physics.grid import Grid
+from hpfwi.physics.lanes import in_lanes
+from hpfwi.physics.memory import budget_bytes, forward_bytes
 from hpfwi.physics.modelling_settings import ModellingSettings
 from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.survey import Survey
@@ -36,6 +39,10 @@ FASTEST_MPS = 4500.0
 
 WAVELET_LENGTH = 2.2
 """Length of the wavelet in periods of its peak frequency, before rounding to an odd number of samples."""
+
+
+MOST_LANES = 8
+"""Maps that are on their way to, on and from a GPU at the same time: enough to hide the processor's part."""
 
 
 class OpenFwiSettings(BaseModel):
@@ -186,6 +193,46 @@ class OpenFwiSimulator:
         records: NDArray[np.float32] = predicted.contiguous().numpy()
         return records
 
+    def records_of(
+        self, velocities: NDArray[np.float32], *, threads: int = 1, lanes: int | None = None
+    ) -> NDArray[np.float32]:
+        """Records of several maps float32[map, z, x] in m/s, float32[map, shot, time, receiver] in Pa.
+
+        The bits of a map are those of `records`, whatever the others. One call of the propagator takes the maps that
+        share a slowest velocity, and with it a sponge, as many as memory allows.
+
+        threads  shots computed at the same time on the CPU
+        lanes    calls under way at the same time; None is one on the CPU, and on a GPU, which one map leaves half
+                 empty, as many as its memory allows, up to 8
+
+        raises  as `Simulator.predict`
+        """
+        found = np.empty((len(velocities), *self.records_shape), np.float32)
+        room = max(1, budget_bytes(self._simulator.device) // self._bytes_per_map)
+        if lanes is None:
+            lanes = 1 if self._simulator.device.type == "cpu" else min(MOST_LANES, room)
+        calls = _calls(velocities, max(1, room // lanes))
+
+        def predict(stream: AbstractContextManager[Any], maps: list[int]) -> None:
+            slowest = float(velocities[maps[0]].min())
+            if not slowest > 0:
+                raise DataError(f"A velocity of {slowest:g} m/s cannot be modelled: every cell must be above zero.")
+            simulator = self._simulator.with_slowest(slowest)
+            with stream:
+                gathers = simulator.predict_each(torch.tensor(velocities[maps], dtype=torch.float32), threads)
+            found[maps] = gathers[..., 1 :: self.settings.keep_every].transpose(2, 3).numpy()
+
+        streams = [_stream(self._simulator.device) for _ in range(min(lanes, len(calls)))]
+        # The first call alone compiles what the others need.
+        in_lanes(streams[:1], calls[:1], predict)
+        in_lanes(streams, calls[1:], predict)
+        return found
+
+    @property
+    def _bytes_per_map(self) -> int:
+        survey = self._simulator.survey
+        return forward_bytes(self.grid.shape, survey.shots, survey.samples, survey.receivers, self._simulator.scheme)
+
     def _survey(self) -> Survey:
         settings, grid = self.settings, self.grid
         sources = np.empty((settings.shots, 1, 2))
@@ -195,3 +242,16 @@ class OpenFwiSimulator:
         receivers[..., 0] = settings.depth_cells * settings.spacing_m
         receivers[..., 1] = grid.distances_m()
         return Survey(sources, receivers, settings.dt_s, settings.steps + 1)
+
+
+def _calls(velocities: NDArray[np.float32], most: int) -> list[list[int]]:
+    """Maps that go into one call: those of one slowest velocity, at most so many at a time."""
+    alike: dict[float, list[int]] = {}
+    for number, velocity in enumerate(velocities):
+        alike.setdefault(float(velocity.min()), []).append(number)
+    return [maps[first : first + most] for maps in alike.values() for first in range(0, len(maps), most)]
+
+
+def _stream(device: torch.device) -> AbstractContextManager[Any]:
+    """A queue of a GPU's own for the work inside; nothing on the CPU."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()

@@ -153,16 +153,41 @@ class Simulator:
             return self._deepwave.predict(
                 velocity, self._wavelet[indices], self._sources.of_shots(indices), self._receivers.of_shots(indices)
             )
+        memory = self.held(len(indices), threads).memory if torch.is_grad_enabled() else Memory()
+        return self._propagated(velocity, indices, threads, memory)
+
+    def predict_each(self, velocities: torch.Tensor, threads: int = 1) -> torch.Tensor:
+        """Gathers of every shot in each of several models, [model, shot, receiver, time] in Pa, in one call.
+
+        velocities  float32 (or float64) [model, z, x], m/s; no gradient is kept. A model's bits do not depend on the
+                    others
+        threads     shots computed at the same time; the bits do not depend on it
+
+        raises  DataError: velocities that do not fit the grid, or an engine that takes one model at a time
+                hpfwi_kernels.errors.KernelError: as `predict`
+        """
+        if velocities.dim() != 3 or tuple(velocities.shape[1:]) != self.grid.shape or self._deepwave is not None:
+            raise DataError(
+                f"Velocities of shape {tuple(velocities.shape)} cannot be modelled together: give [model, z, x] on the "
+                f'grid of {self.grid.shape} cells, with engine "hpfwi".'
+            )
+        models, shots = len(velocities), self.survey.shots
+        with torch.no_grad():
+            each = velocities.repeat_interleave(shots, dim=0)
+            gathers = self._propagated(each, list(range(shots)) * models, threads, Memory())
+        return gathers.unflatten(0, (models, shots))
+
+    def _propagated(self, velocity: torch.Tensor, shots: list[int], threads: int, memory: Memory) -> torch.Tensor:
         device = self.device if velocity.dtype == torch.float32 else velocity.device
         gathers = propagate(
             velocity.to(device),
-            self._wavelet[indices].to(device, velocity.dtype),
-            self._sources.of_shots(indices),
-            self._receivers.of_shots(indices),
+            self._wavelet[shots].to(device, velocity.dtype),
+            self._sources.of_shots(shots),
+            self._receivers.of_shots(shots),
             self.scheme,
             threads=threads,
             pool=self._pool,
-            memory=self.held(len(indices), threads).memory if torch.is_grad_enabled() else Memory(),
+            memory=memory,
         )
         return gathers.to(velocity.device)
 

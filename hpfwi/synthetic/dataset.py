@@ -226,12 +226,10 @@ class ShardTask:
     def pairs(self, samples: range) -> tuple[np.ndarray, np.ndarray]:
         """Records float32[n, shot, time, receiver] and models float32[n, z, x] of some samples."""
         settings = self._settings
-        records = np.empty((len(samples), *self._simulator.records_shape), np.float32)
         models = np.empty((len(samples), *settings.shape), np.float32)
         for row, sample in enumerate(samples):
             models[row] = settings.velocity(sample)
-            records[row] = self._simulator.records(models[row])
-        return records, models
+        return self._simulator.records_of(models), models
 
     def finish(self, iteration: int, total: np.ndarray | None) -> None:
         """Nothing to advance."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from hpfwi.errors import DataError
+from hpfwi.physics.lanes import in_lanes
 from hpfwi.physics.openfwi import OpenFwiSettings, OpenFwiSimulator, openfwi_wavelet
+from hpfwi.physics.simulator import Simulator
 
 SHARED_DATA = Path(os.environ.get("HPFWI_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 REAL_RECORD = SHARED_DATA / "dl" / "openfwi_waveforms_000039dca2.npy"
@@ -133,6 +136,73 @@ def test_one_simulator_serves_maps_with_other_slowest_velocities_and_any_threads
     shared.records(slow)
     assert np.array_equal(shared.records(fast, threads=2), first)
     assert np.array_equal(OpenFwiSimulator(SHAPE, TOY).records(fast), first)
+
+
+def three_maps() -> NDArray[np.float32]:
+    """Two that share a slowest velocity, and one between them with another."""
+    maps = np.stack([blocks(SHAPE, 1500.0, 3000.0), blocks(SHAPE, 2500.0, 3000.0), blocks(SHAPE, 1500.0, 4000.0)])
+    assert maps[0].min() == maps[2].min() < maps[1].min()
+    return maps
+
+
+@pytest.mark.parametrize(("lanes", "threads"), [(None, 1), (3, 1), (1, 2)])
+def test_the_bits_of_a_map_do_not_depend_on_its_batch(lanes: int | None, threads: int) -> None:
+    simulator, maps = OpenFwiSimulator(SHAPE, TOY), three_maps()
+    together = simulator.records_of(maps, threads=threads, lanes=lanes)
+    assert together.shape == (3, 3, 260, 22)
+    for number, alone in enumerate(maps):
+        assert np.array_equal(together[number], simulator.records_of(maps[number : number + 1])[0])
+        assert np.array_equal(together[number], simulator.records(alone))
+
+
+def test_a_call_takes_the_maps_of_one_sponge_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator, maps = OpenFwiSimulator(SHAPE, TOY), three_maps()[[0, 1, 2, 0, 0]]
+    expected = np.stack([simulator.records(each) for each in maps])
+    calls: list[int] = []
+    predict_each = Simulator.predict_each
+
+    def counted(self: Simulator, velocities: torch.Tensor, threads: int = 1) -> torch.Tensor:
+        calls.append(len(velocities))
+        return predict_each(self, velocities, threads)
+
+    monkeypatch.setattr(Simulator, "predict_each", counted)
+    assert np.array_equal(simulator.records_of(maps), expected)
+    assert sorted(calls) == [1, 4]
+    calls.clear()
+    two_maps = 2 * simulator._bytes_per_map
+    monkeypatch.setattr("hpfwi.physics.openfwi.budget_bytes", lambda device: two_maps)
+    assert np.array_equal(simulator.records_of(maps), expected)
+    assert sorted(calls) == [1, 2, 2]
+    calls.clear()
+    assert np.array_equal(simulator.records_of(maps, lanes=2), expected)  # which share the memory
+    assert calls == [1] * 5
+
+
+def test_maps_that_cannot_be_modelled_together() -> None:
+    simulator, maps = OpenFwiSimulator(SHAPE, TOY), three_maps()
+    maps[1, 3, 4] = 0.0
+    with pytest.raises(DataError, match="A velocity of 0 m/s cannot be modelled"):
+        simulator.records_of(maps)
+    with pytest.raises(DataError, match=r"shape \(2, 3, 4\) cannot be modelled together: give \[model, z, x\]"):
+        simulator._simulator.predict_each(torch.ones(2, 3, 4))
+
+
+def test_lanes_do_every_piece_once_and_end_at_the_first_failure() -> None:
+    done: list[tuple[str, int]] = []
+    in_lanes(["a", "b", "c"], range(20), lambda lane, piece: done.append((lane, piece)))
+    assert sorted(piece for _, piece in done) == list(range(20))
+    begun: list[int] = []
+
+    def fails(lane: str, piece: int) -> None:
+        begun.append(piece)
+        time.sleep(0.01)
+        raise ValueError(f"piece {piece}")
+
+    for lanes in (["a"], ["a", "b"]):
+        begun.clear()
+        with pytest.raises(ValueError, match="piece"):
+            in_lanes(lanes, range(1000), fails)
+        assert len(begun) <= len(lanes)
 
 
 def test_gradient_is_the_derivative_with_the_sponge_held() -> None:
