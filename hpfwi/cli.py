@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hpfwi.config import RunConfig
-    from hpfwi.inversion.invert import Outcome
+    from hpfwi.inversion.outcome import Outcome
     from hpfwi.run_folder import RunFolder
 
 app = typer.Typer(
@@ -52,7 +52,9 @@ Overrides = Annotated[
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run and of its folder.")]
 Workers = Annotated[
     str | None,
-    typer.Option("--workers", metavar="N", help="Worker processes; 0 computes in this process, auto uses every core."),
+    typer.Option(
+        "--workers", metavar="N", help="Worker processes; 0 computes in this process, auto: a GPU or a core each."
+    ),
 ]
 Model = Annotated[
     str | None,

@@ -20,6 +20,7 @@ from hpfwi.inversion import signatures
 from hpfwi.inversion.diagnostics import diagnose, reference_state
 from hpfwi.inversion.metrics import model_metrics
 from hpfwi.inversion.optimise import batch_of_items, iterations_per_pass
+from hpfwi.inversion.outcome import Course, Outcome, verdicts
 from hpfwi.inversion.prepare import predicted, prepare, shown_shots
 from hpfwi.inversion.task import InversionTask, open_task
 from hpfwi.parallel import (
@@ -46,24 +47,6 @@ if TYPE_CHECKING:
 _STATE = "state/"
 _REFERENCE = "reference/"
 _BEST = "best_model"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a finished run ended.
-
-    misfit_*      Σ residual² / Σ observed² of the first and of the last pass through the shots
-    mse_*_kmps2   mean squared velocity error at the start and at the end, (km/s)², None without a true model
-    verdict       the failure signatures in words
-    """
-
-    iterations: int
-    seconds: float
-    misfit_first: float
-    misfit_last: float
-    mse_first_kmps2: float | None
-    mse_last_kmps2: float | None
-    verdict: str
 
 
 def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) -> Outcome:
@@ -296,10 +279,19 @@ class _Run:
         shots = shown_shots(self.task.simulator.survey.shots)
         inverted = EarthModel(model, self.initial.grid)
         results.gathers("predicted", predicted(self.task, inverted, shots, threads=self.threads))
-        verdicts = self._verdicts()
-        for verdict in verdicts:
+        errors: list[float | None] = [None, None]
+        if self.true is not None:
+            errors = [model_metrics(field, self.true)["mse_kmps2"] for field in (self.initial.velocity, model)]
+        course = Course(
+            misfits=self.misfits,
+            diagnosed=self.diagnosed,
+            iterations_per_pass=iterations_per_pass(len(self.task.groups), self._batch),
+        )
+        judged = verdicts(course, float(self.initial.velocity.mean()), true_known=self.true is not None)
+        for verdict in judged:
             self._log("verdict", **dataclasses.asdict(verdict))
-        outcome = self._outcome(model, signatures.say(verdicts))
+        passes = course.misfit_of_passes
+        outcome = Outcome(self.done, self.seconds, passes[0], passes[-1], errors[0], errors[1], signatures.say(judged))
         self.folder.event("done", iterations=self.done, seconds=self.seconds)
         self.folder.done(dataclasses.asdict(outcome))
         return outcome
@@ -419,46 +411,6 @@ class _Run:
         event = self.folder.event(kind, **fields)
         self.view.event(event)
         return event
-
-    def _history(self, name: str, last: int) -> list[float]:
-        """A scalar at the diagnosed iterations among the last `last` ones."""
-        first = self.done - last
-        return [event[name] for event in self.diagnosed if event.get(name) is not None and event["iteration"] >= first]
-
-    def _verdicts(self) -> list[signatures.Verdict]:
-        per_pass = iterations_per_pass(len(self.task.groups), self._batch)
-        misfits = signatures.pass_means(self.misfits, per_pass) or self.misfits
-        window = signatures.WINDOW
-        last, first = self.diagnosed[-1], self.diagnosed[0]
-        deep = [last.get(f"spectra/amplitude_deep_{band}") for band in range(1, 4)]
-        return [
-            signatures.stagnation(
-                misfits,
-                last["model/update_rms_mps"],
-                wanted_rms_mps=last.get("model/wanted_rms_mps"),
-                mean_velocity_mps=float(self.initial.velocity.mean()),
-            ),
-            signatures.oscillation(misfits),
-            signatures.blurring(
-                [math.nan if value is None else value for value in deep] if self.true is not None else [],
-                ssim_shallow=last.get("ssim_shallow"),
-                ssim_deep=last.get("ssim_deep"),
-            ),
-            signatures.cycle_skipping(
-                misfits,
-                skipped_shares=self._history("skipped_share", window * per_pass),
-                mse_kmps2=self._history("mse_kmps2", window * per_pass),
-            ),
-            signatures.bound_sticking(last["model/bound_share"], first["model/bound_share"]),
-        ]
-
-    def _outcome(self, model: NDArray[np.float32], verdict: str) -> Outcome:
-        per_pass = iterations_per_pass(len(self.task.groups), self._batch)
-        passes = signatures.pass_means(self.misfits, per_pass) or self.misfits
-        errors: list[float | None] = [None, None]
-        if self.true is not None:
-            errors = [model_metrics(field, self.true)["mse_kmps2"] for field in (self.initial.velocity, model)]
-        return Outcome(self.done, self.seconds, passes[0], passes[-1], errors[0], errors[1], verdict)
 
 
 def _part(tensors: dict[str, np.ndarray], prefix: str) -> State:

@@ -137,7 +137,7 @@ def on(groups: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch) -> Callabl
 
     def on(workers: int) -> int:
         group = groups(workers)
-        monkeypatch.setattr("hpfwi.inversion.invert.start_group", lambda path, settings: Lent(group))
+        monkeypatch.setattr("hpfwi.inversion.invert.start_group", lambda path, settings, stop: Lent(group))
         return workers
 
     return on
