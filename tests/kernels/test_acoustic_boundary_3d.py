@@ -123,6 +123,15 @@ def test_a_second_gradient_of_the_same_run_is_the_first(single: Any, ricker: Cal
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_what_was_kept_in_another_way_is_refused(single: Any, ricker: Callable[..., Any]) -> None:
+    work = work_of(scheme_of(), ricker, 20)
+    records, kept = single.forward(*work, store=True, memory=BACKWARDS)
+    with pytest.raises(ModelError, match="pass what forward returned for the same scheme, memory and threads"):
+        single.gradient(*work, kept, records, memory=Memory())
+    with pytest.raises(ModelError, match=r"must be \(2, 5, 20\), as the records are"):
+        single.gradient(*work, kept, records[:, 1:], memory=BACKWARDS)
+
+
 def test_the_torch_operation_runs_backwards_too(single: Any, ricker: Callable[..., Any]) -> None:
     velocity, wavelet, *rest = work_of(scheme_of(), ricker, 40)
     leaf = torch.tensor(velocity, dtype=torch.float32, requires_grad=True)

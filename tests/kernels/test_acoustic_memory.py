@@ -125,6 +125,16 @@ def test_what_makes_no_sense_is_refused(fast32: Any, fast64: Any, ricker: Any) -
         fast32.gradient(*work, scheme(), kept, records, memory=Memory(mode="checkpoint"))
 
 
+@pytest.mark.parametrize("mode", ["store", "checkpoint", "boundary"])
+def test_a_gradient_of_other_records_is_refused(mode: Any, fast32: Any, ricker: Any) -> None:
+    """The loops read it without looking at its size."""
+    work, how = shots(ricker, 20), {"memory": Memory(mode=mode)}
+    records, kept = fast32.forward(*work, scheme(), store=True, **how)
+    for other in (records[:, :-1], records[..., :-1], records[:-1]):
+        with pytest.raises(ModelError, match=r"must be \(3, 9, 20\), as the records are"):
+            fast32.gradient(*work, scheme(), kept, other, **how)
+
+
 def test_the_first_way_that_fits_is_chosen() -> None:
     how = scheme()
     work = (SHAPE, SHOTS, 1000, 9, how)

@@ -12,13 +12,12 @@ from hpfwi_kernels import buffers
 from hpfwi_kernels.absorbing import Profiles
 from hpfwi_kernels.acoustic import blocks, loops
 from hpfwi_kernels.acoustic.bands import Band, joined, row_blocks, split_rows
-from hpfwi_kernels.acoustic.kept import keep
+from hpfwi_kernels.acoustic.call import call_of
 from hpfwi_kernels.acoustic.layout import Layout, aligned
 from hpfwi_kernels.acoustic.memory import STATE_FIELDS, STORE, Memory
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
-from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, require_fitting, upsample
-from hpfwi_kernels.errors import ModelError
+from hpfwi_kernels.acoustic.setup import Setup, Taps, fold_edges
 from hpfwi_kernels.stencils import first_derivative, rounded_second_derivative
 from hpfwi_kernels.team import new_barrier
 
@@ -43,12 +42,10 @@ def forward(
     returns    [shot, receiver, time] in Pa, and [shot, ...] (this module's own layout) or None
     raises     ModelError, GeometryError, StabilityError before any work
     """
-    setup = prepare(velocity, wavelet, sources, receivers, scheme)
-    constants = _constants(setup, scheme, _field_dtype(velocity))
-    layout, dtype = constants.layout, constants.dtype
-    drive = upsample(wavelet, scheme.substeps).astype(dtype)
-    shots, _, steps = drive.shape
-    kept = keep(memory, scheme, setup.shape, dtype, steps=steps, shots=shots, threads=threads)
+    call = call_of(velocity, wavelet, sources, receivers, scheme, memory, threads)
+    setup, dtype, drive, kept, shots, steps = call.setup, call.dtype, call.drive, call.kept, call.shots, call.steps
+    constants = _constants(setup, scheme, dtype)
+    layout = constants.layout
     records = buffers.empty((shots, steps, receivers.per_shot), dtype)
     stored = kept.room(pool) if store else None
     split = _bands(constants, scheme, memory, shots, threads, reach=1)
@@ -81,8 +78,7 @@ def forward(
             ends[0], ends[1] = (u, v) if steps % 2 == 0 else (v, u)
 
     _each_shot(run, shots, threads, split, lambda: _fields([layout.size] * 8, dtype, pool))
-    records = np.ascontiguousarray(downsample(records.transpose(0, 2, 1), scheme.substeps), dtype)
-    return records, stored
+    return call.records(records), stored
 
 
 def gradient(
@@ -105,17 +101,11 @@ def gradient(
 
     Each shot is summed on its own and shots are added in order in float64: the bits do not depend on `threads`.
     """
-    setup = prepare(velocity, wavelet, sources, receivers, scheme)
-    constants = _constants(setup, scheme, _field_dtype(velocity))
-    layout, dtype = constants.layout, constants.dtype
-    drive = upsample(wavelet, scheme.substeps).astype(dtype)
-    shots, _, steps = drive.shape
-    kept = keep(memory, scheme, setup.shape, dtype, steps=steps, shots=shots, threads=threads)
-    if memory.mode == "store":
-        require_fitting(record_gradient, wavelet, receivers, stored, scheme)
-    kept.require(stored)
-    residual = upsample(record_gradient, scheme.substeps) / scheme.substeps
-    residual = np.ascontiguousarray(residual.transpose(0, 2, 1), dtype)
+    call = call_of(velocity, wavelet, sources, receivers, scheme, memory, threads)
+    setup, dtype, drive, kept, shots, steps = call.setup, call.dtype, call.drive, call.kept, call.shots, call.steps
+    residual = call.residual(record_gradient, receivers, stored)
+    constants = _constants(setup, scheme, dtype)
+    layout = constants.layout
     drive_gradient = buffers.empty(drive.shape, dtype)
     per_shot = buffers.empty((shots, *setup.shape), np.float64)
     split = _bands(constants, scheme, memory, shots, threads, reach=2)
@@ -179,8 +169,7 @@ def gradient(
     per_model = per_shot if velocity.ndim == 3 else _sum_in_order(per_shot)
     scale = np.divide(2.0, setup.velocity, out=np.zeros_like(setup.velocity), where=setup.velocity != 0)
     velocity_gradient = fold_edges(per_model * scale, scheme).reshape(velocity.shape)
-    wavelet_gradient = downsample(drive_gradient, scheme.substeps) * scheme.substeps
-    return velocity_gradient.astype(dtype), wavelet_gradient.astype(dtype)
+    return velocity_gradient.astype(dtype), call.wavelet_gradient(drive_gradient)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,12 +225,6 @@ def _constants(setup: Setup, scheme: Scheme, dtype: np.dtype) -> _Constants:
     reach = (1,) * scheme.radius
     stencil = (layout.box, np.uint64(layout.stride), *weights, *slopes, reach)
     return _Constants(layout, dtype, damping, profiles, stencil)
-
-
-def _field_dtype(velocity: NDArray) -> np.dtype:
-    if velocity.dtype not in (np.float32, np.float64):
-        raise ModelError(f"velocity has dtype {velocity.dtype}; give float32 or float64.")
-    return velocity.dtype
 
 
 def _fields(sizes: list[int], dtype: np.dtype, pool: buffers.Pool | None) -> list[NDArray]:

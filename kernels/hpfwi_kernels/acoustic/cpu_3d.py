@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hpfwi_kernels import buffers
 from hpfwi_kernels.absorbing import Profiles
 from hpfwi_kernels.acoustic import blocks, loops_3d
-from hpfwi_kernels.acoustic.kept import keep
+from hpfwi_kernels.acoustic.call import call_of
 from hpfwi_kernels.acoustic.layout import aligned
 from hpfwi_kernels.acoustic.layout_3d import (
     STATE,
@@ -27,8 +27,7 @@ from hpfwi_kernels.acoustic.layout_3d import (
 from hpfwi_kernels.acoustic.memory import STORE, Memory
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
-from hpfwi_kernels.acoustic.setup import Setup, Taps, downsample, fold_edges, prepare, require_fitting, upsample
-from hpfwi_kernels.errors import ModelError
+from hpfwi_kernels.acoustic.setup import Setup, Taps, fold_edges
 from hpfwi_kernels.stencils import first_derivative, rounded_second_derivative
 
 # Fields that a plane touches in a step: u at two times and c, and what its share of layers comes to.
@@ -56,12 +55,9 @@ def forward(
     returns    [shot, receiver, time] in Pa, and [shot, ...] (this module's own layout) or None
     raises     ModelError, GeometryError, StabilityError before any work
     """
-    setup = prepare(velocity, wavelet, sources, receivers, scheme)
-    constants = _constants(setup, scheme, velocity.dtype)
-    dtype = constants.dtype
-    drive = upsample(wavelet, scheme.substeps).astype(dtype)
-    shots, _, steps = drive.shape
-    kept = keep(memory, scheme, setup.shape, dtype, steps=steps, shots=shots, threads=threads)
+    call = call_of(velocity, wavelet, sources, receivers, scheme, memory, threads)
+    setup, dtype, drive, kept, shots, steps = call.setup, call.dtype, call.drive, call.kept, call.shots, call.steps
+    constants = _constants(setup, scheme, dtype)
     stored = kept.room(pool) if store else None
     records = buffers.zeros((shots, steps, receivers.per_shot), dtype)
     keeps = store and memory.mode == "store"
@@ -83,8 +79,7 @@ def forward(
 
     for _ in _each_shot(run, shots, threads):
         pass
-    records = np.ascontiguousarray(downsample(records.transpose(0, 2, 1), scheme.substeps), dtype)
-    return records, stored
+    return call.records(records), stored
 
 
 def gradient(
@@ -107,17 +102,11 @@ def gradient(
 
     Each shot is summed on its own and shots are added in order in float64: the bits do not depend on `threads`.
     """
-    setup = prepare(velocity, wavelet, sources, receivers, scheme)
-    constants = _constants(setup, scheme, velocity.dtype)
-    stack, dtype = constants.stack, constants.dtype
-    drive = upsample(wavelet, scheme.substeps).astype(dtype)
-    shots, _, steps = drive.shape
-    kept = keep(memory, scheme, setup.shape, dtype, steps=steps, shots=shots, threads=threads)
-    if memory.mode == "store":
-        require_fitting(record_gradient, wavelet, receivers, stored, scheme)
-    kept.require(stored)
-    residual = upsample(record_gradient, scheme.substeps) / scheme.substeps
-    residual = np.ascontiguousarray(residual.transpose(0, 2, 1), dtype)
+    call = call_of(velocity, wavelet, sources, receivers, scheme, memory, threads)
+    setup, dtype, drive, kept, shots, steps = call.setup, call.dtype, call.drive, call.kept, call.shots, call.steps
+    residual = call.residual(record_gradient, receivers, stored)
+    constants = _constants(setup, scheme, dtype)
+    stack = constants.stack
     drive_gradient = buffers.zeros(drive.shape, dtype)
     again = memory.mode == "checkpoint"
 
@@ -164,8 +153,7 @@ def gradient(
         total_of_model[shot if velocity.ndim == 4 else 0] += result
     scale = np.divide(2.0, model, out=np.zeros_like(model), where=model != 0)
     velocity_gradient = (total_of_model * scale).reshape(velocity.shape)
-    wavelet_gradient = downsample(drive_gradient, scheme.substeps) * scheme.substeps
-    return velocity_gradient.astype(dtype), wavelet_gradient.astype(dtype)
+    return velocity_gradient.astype(dtype), call.wavelet_gradient(drive_gradient)
 
 
 _Taps = tuple[NDArray[np.uint64], NDArray[np.int64], NDArray, NDArray[np.int64]]
@@ -309,8 +297,6 @@ class _Constants:
 
 
 def _constants(setup: Setup, scheme: Scheme, dtype: np.dtype) -> _Constants:
-    if dtype not in (np.float32, np.float64):
-        raise ModelError(f"velocity has dtype {dtype}; give float32 or float64.")
     planes, rows, columns = setup.shape
     stack = Stack(planes=planes, rows=rows, columns=columns, radius=scheme.radius)
     z, y, x = setup.profiles or [Profiles(*(np.zeros(cells),) * 3) for cells in setup.shape]

@@ -114,15 +114,19 @@ def require_fitting(
 ) -> None:
     """Raise ModelError unless a gradient of the records and the kept wavefields belong to this call."""
     shots, _, samples = wavelet.shape
-    expected = (shots, receivers.per_shot, samples)
-    if record_gradient.shape != expected:
-        raise ModelError(f"record_gradient of shape {record_gradient.shape} must be {expected}, as the records are.")
+    require_records(record_gradient, (shots, receivers.per_shot, samples))
     kept = (shots, scheme.stored_steps(samples))
     if stored.shape[:2] != kept:
         raise ModelError(
             f"The stored wavefields are of (shots, steps) = {stored.shape[:2]} and this scheme keeps {kept}; pass what "
             "forward returned for the same scheme."
         )
+
+
+def require_records(record_gradient: NDArray, expected: tuple[int, int, int]) -> None:
+    """Raise ModelError unless a gradient of the records has their shape."""
+    if record_gradient.shape != expected:
+        raise ModelError(f"record_gradient of shape {record_gradient.shape} must be {expected}, as the records are.")
 
 
 def fold_edges(gradient: NDArray[np.float64], scheme: Scheme) -> NDArray[np.float64]:
