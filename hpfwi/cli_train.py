@@ -66,7 +66,9 @@ def train(
     name: Annotated[str | None, typer.Option("--name", help="Name of the run and of its folder.")] = None,
     workers: Annotated[
         str | None,
-        typer.Option("--workers", metavar="N", help="Worker processes; 0 computes in this process, auto: every core."),
+        typer.Option(
+            "--workers", metavar="N", help="Worker processes; 0 computes in this process, auto: a GPU or a core each."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
     resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,

@@ -218,8 +218,12 @@ class OpenFwiSimulator:
             if not slowest > 0:
                 raise DataError(f"A velocity of {slowest:g} m/s cannot be modelled: every cell must be above zero.")
             simulator = self._simulator.with_slowest(slowest)
-            with stream:
-                gathers = simulator.predict_each(torch.tensor(velocities[maps], dtype=torch.float32), threads)
+            velocity = torch.tensor(velocities[maps], dtype=torch.float32)
+            with stream, torch.no_grad():
+                if len(maps) == 1:  # a model that all shots share needs its coefficients once
+                    gathers = simulator.predict(velocity[0], range(self.settings.shots), threads)[None]
+                else:
+                    gathers = simulator.predict_each(velocity, threads)
             found[maps] = gathers[..., 1 :: self.settings.keep_every].transpose(2, 3).numpy()
 
         streams = [_stream(self._simulator.device) for _ in range(min(lanes, len(calls)))]

@@ -159,13 +159,13 @@ def test_a_call_takes_the_maps_of_one_sponge_as_memory_allows(monkeypatch: pytes
     simulator, maps = OpenFwiSimulator(SHAPE, TOY), three_maps()[[0, 1, 2, 0, 0]]
     expected = np.stack([simulator.records(each) for each in maps])
     calls: list[int] = []
-    predict_each = Simulator.predict_each
+    propagated = Simulator._propagated
 
-    def counted(self: Simulator, velocities: torch.Tensor, threads: int = 1) -> torch.Tensor:
-        calls.append(len(velocities))
-        return predict_each(self, velocities, threads)
+    def counted(self: Simulator, velocity: torch.Tensor, shots: list[int], *rest: Any) -> torch.Tensor:
+        calls.append(len(shots) // TOY.shots)
+        return propagated(self, velocity, shots, *rest)
 
-    monkeypatch.setattr(Simulator, "predict_each", counted)
+    monkeypatch.setattr(Simulator, "_propagated", counted)
     assert np.array_equal(simulator.records_of(maps), expected)
     assert sorted(calls) == [1, 4]
     calls.clear()
