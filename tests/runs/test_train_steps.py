@@ -6,6 +6,8 @@ One curve and the same bits, however a batch is cut, whoever computes it, and wh
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,35 @@ def test_two_workers_give_the_same_bits(trained: Trained, whole: Path, tmp_path:
     assert bits(trained(tmp_path, SYNC, "cluster.workers=2")) == bits(whole)
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_worker_killed_in_the_middle_of_a_step_changes_no_bit(
+    trained: Trained, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its slices begin anew at the other one, up to where the step was."""
+    calls: list[int] = []
+
+    def start(*arguments: Any) -> Any:
+        group: Any = parallel.start_training(*arguments)
+        run = group.run
+
+        def killing(iteration: int, *rest: Any) -> Any:
+            calls.append(iteration)
+            if len(calls) == 12:
+                os.kill(group._crew.members[-1].hello.pid, signal.SIGKILL)
+            return run(iteration, *rest)
+
+        monkeypatch.setattr(group, "run", killing)
+        return group
+
+    monkeypatch.setattr(loop, "start_training", start)
+    path = trained(tmp_path, SYNC, "cluster.workers=2")
+    assert calls[11] == calls[12] == 0
+    assert "worker_lost" in {event["kind"] for event in read_events(path)}
+    assert "rewind" not in {event["kind"] for event in read_events(path)}
+    assert bits(path) == bits(whole)
+
+
 @pytest.fixture
 def spikes(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Steps in which one weight's gradient is 1e33 on one slice, as torch has been seen to return; to be filled."""
@@ -205,9 +236,7 @@ def test_many_spikes_in_a_row_end_the_run_and_keep_its_state(
     trained: Trained, tmp_path: Path, spikes: set[int]
 ) -> None:
     spikes |= {0, 1, 2}
-    sentence = (
-        "2 steps in a row, up to step 2, were left out because their gradients reach 1e[+]33 and the limit is"
-    )
+    sentence = "2 steps in a row, up to step 2, were left out because their gradients reach 1e[+]33 and the limit is"
     with pytest.raises(NumericsError, match=sentence):
         trained(tmp_path, "training.spikes_in_a_row=2")
     found = checkpoints.load_latest(tmp_path / "tiny" / "checkpoints")
