@@ -89,9 +89,7 @@ def sponge_damping(
     def ramp(width: int, h: float) -> NDArray[np.float64]:
         if width < 2:
             return np.zeros(width)
-        length = (width - 1) * h
-        kappa = 3.0 * min_velocity_mps * math.log(SPONGE_DECAY) / (2.0 * length)
-        return kappa * (np.arange(width) / (width - 1)) ** 2 * dt_s
+        return _edge_damping(width, h, dt_s, min_velocity_mps) * (np.arange(width) / (width - 1)) ** 2
 
     damping = np.zeros(shape)
     for axis, h in enumerate(spacing_m):
@@ -100,3 +98,15 @@ def sponge_damping(
         lines[..., :low] = ramp(low, h)[::-1]
         lines[..., shape[axis] - high :] = ramp(high, h)
     return damping
+
+
+def largest_sponge_damping(
+    widths: tuple[int, ...], *, spacing_m: tuple[float, ...], dt_s: float, min_velocity_mps: float
+) -> float:
+    """The largest k that `sponge_damping` gives to a cell."""
+    edges = [(width, spacing_m[n // 2]) for n, width in enumerate(widths) if width > 1]
+    return max((_edge_damping(width, h, dt_s, min_velocity_mps) for width, h in edges), default=0.0)
+
+
+def _edge_damping(width: int, h: float, dt_s: float, min_velocity_mps: float) -> float:
+    return 3.0 * min_velocity_mps * math.log(SPONGE_DECAY) / (2.0 * (width - 1) * h) * dt_s

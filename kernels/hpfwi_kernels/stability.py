@@ -50,3 +50,19 @@ def require_stable(max_velocity_mps: float, dt_s: float, spacing_m: Sequence[flo
         f"{' x '.join(f'{h:g}' for h in spacing_m)} m. "
         f"Use dt_s <= {largest * substeps:.6g}, or substeps={needed}."
     )
+
+
+LARGEST_DAMPING = 2.0
+"""A sponge's ``x² - (2 - k - r) x + (1 - k)`` has a root outside the unit circle for every larger k, whatever c is."""
+
+
+def require_stable_sponge(damping: float, dt_s: float) -> None:
+    """Raise StabilityError when a sponge damps by more in one inner step of dt_s than any velocity allows.
+
+    damping   largest k of ``p+ = c lap(p) + (2 - k) p - (1 - k) p-``
+    """
+    if damping > LARGEST_DAMPING:
+        raise StabilityError(
+            f"A sponge that damps by {damping:.3g} in a step of {dt_s:g} s is unstable: at most {LARGEST_DAMPING:g} is "
+            "stable. Make the sponge wider or dt_s smaller."
+        )

@@ -50,7 +50,7 @@ def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blocks_cover_every_row_of_every_step_and_cut_no_layer(low: int, high: int, radius: int) -> None:
     layout = Layout(rows=160 + low + high, columns=60, radius=radius)
     strips = layout.row_strips(low, high, 2 * radius)
-    plan = row_blocks(layout, strips, 4, together=False)
+    plan = row_blocks(layout, strips, 4, together=False, sharing=1)
     assert plan is not None
     spans = plan.spans.astype(int)
     assert spans.shape[0] > 1
@@ -67,10 +67,11 @@ def test_blocks_cover_every_row_of_every_step_and_cut_no_layer(low: int, high: i
 def test_what_stays_in_the_cache_is_not_cut() -> None:
     layout = Layout(rows=341, columns=961, radius=2)
     strips = layout.row_strips(20, 20, 4)
-    assert row_blocks(layout, strips, 4, together=False) is None
+    assert row_blocks(layout, strips, 4, together=False, sharing=2) is None
+    assert row_blocks(layout, strips, 4, together=False, sharing=1) is not None
     large = Layout(rows=640, columns=1540, radius=2)
-    assert row_blocks(large, large.row_strips(20, 20, 4), 4, together=False) is not None
-    assert row_blocks(large, large.row_strips(20, 20, 4), 4, together=True) is None
+    assert row_blocks(large, large.row_strips(20, 20, 4), 4, together=False, sharing=2) is not None
+    assert row_blocks(large, large.row_strips(20, 20, 4), 4, together=True, sharing=1) is None
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,14 @@ def test_the_courant_limit_is_where_the_scheme_breaks(order: int, fast64: Any) -
         fast64.forward(velocity, wavelet, *points, above)
 
 
+def test_a_sponge_that_no_velocity_makes_stable_is_refused(engine: Any) -> None:
+    """Three cells damp by 2.4 in a step and the field would grow whatever it meets; four by 1.6."""
+    narrow = scheme_of(boundary="sponge", min_velocity_mps=1500.0, absorbing=(0, 0, 3, 0))
+    with pytest.raises(StabilityError, match=r"damps by 2\.\d+ in a step of 0\.0016 s .* wider or dt_s smaller"):
+        engine.forward(velocity_of(), wavelet_of(), *survey(), narrow)
+    engine.forward(velocity_of(), wavelet_of(), *survey(), replace(narrow, absorbing=(0, 0, 4, 0)))
+
+
 @pytest.mark.parametrize(("order", "limit"), [(2, 1.0), (4, 0.866), (6, 0.8135), (8, 0.784)])
 def test_courant_limits(order: int, limit: float) -> None:
     assert courant_limit(order) == pytest.approx(limit, abs=5e-4)

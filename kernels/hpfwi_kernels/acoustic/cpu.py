@@ -49,7 +49,7 @@ def forward(
     records = buffers.empty((shots, steps, receivers.per_shot), dtype)
     stored = kept.room(pool) if store else None
     split = _bands(constants, scheme, memory, shots, threads, reach=1)
-    row_blocks = _row_blocks(constants, scheme, memory, reach=1)
+    row_blocks = _row_blocks(constants, scheme, memory, reach=1, sharing=len(split))
     keeps = store and memory.mode == "store"
 
     def run(shot: int, workspace: list[NDArray], bands: list[Band], team: ThreadPoolExecutor | None) -> None:
@@ -109,9 +109,9 @@ def gradient(
     drive_gradient = buffers.empty(drive.shape, dtype)
     per_shot = buffers.empty((shots, *setup.shape), np.float64)
     split = _bands(constants, scheme, memory, shots, threads, reach=2)
-    row_blocks = _row_blocks(constants, scheme, memory, reach=2)
+    row_blocks = _row_blocks(constants, scheme, memory, reach=2, sharing=len(split))
     (whole,) = _bands(constants, scheme, memory, shots, 1, reach=1)
-    again_blocks = _row_blocks(constants, scheme, memory, reach=1)
+    again_blocks = _row_blocks(constants, scheme, memory, reach=1, sharing=1)
     again = memory.mode == "checkpoint"
 
     def workspace() -> list[NDArray]:
@@ -248,12 +248,14 @@ def _bands(
     return split_rows(constants.layout, strips_x, strips_z, threads if shared else 1, layered=scheme.boundary == "cpml")
 
 
-def _row_blocks(constants: "_Constants", scheme: Scheme, memory: Memory, *, reach: int) -> blocks.Plan | None:
+def _row_blocks(
+    constants: "_Constants", scheme: Scheme, memory: Memory, *, reach: int, sharing: int
+) -> blocks.Plan | None:
     """The blocks of rows in which a shot goes through time; None where a step needs all rows at once, or is small."""
     _, strips_z = constants.strips(scheme, reach=reach)
     periodic = scheme.boundary == "sponge" and not scheme.free_surface
     together = periodic or memory.mode == "boundary"
-    return row_blocks(constants.layout, strips_z, constants.dtype.itemsize, together=together)
+    return row_blocks(constants.layout, strips_z, constants.dtype.itemsize, together=together, sharing=sharing)
 
 
 @dataclass(frozen=True, eq=False)

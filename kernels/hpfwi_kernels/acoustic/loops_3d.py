@@ -25,6 +25,7 @@ from hpfwi_kernels.acoustic.regions_3d import (
     leap_damped,
 )
 from hpfwi_kernels.compiling import hot
+from hpfwi_kernels.subnormals import ignore_subnormals, restore
 
 NONE = np.uint64(0)
 ONE = np.uint64(1)
@@ -64,6 +65,7 @@ def march(
     core       first and last+1 guarded plane, row and column (of a row with its margin) of the cells no layer touches
     *_start    [plane + 1]: the taps of a plane are those from start[plane] to start[plane + 1] - 1
     """
+    state = ignore_subnormals()
     plane, stride, width, rows_of_plane, packed_rows, packed_row = numbers
     guard = np.uint64(len(reach))
     for tile in range(first_tile, last_tile):
@@ -119,6 +121,7 @@ def march(
                 new[i] += c[i] * (source_weight[n] * drive[source_point[n], step])
             if free_surface:
                 _mirror(new, low, high, plane, reach)
+    restore(state)
 
 
 @hot
@@ -140,6 +143,7 @@ def march_back(
     rebuild         take w from the wavefield itself, which is run backwards in the core between the cells in `ring`:
                     field_even and field_odd hold u at the last even and the last odd step
     """
+    state = ignore_subnormals()
     plane, stride, width, rows_of_plane, packed_rows, packed_row = numbers
     guard = np.uint64(len(reach))
     steps = residual.shape[0]
@@ -212,3 +216,4 @@ def march_back(
                 move_ring(field_new, ring[step - 1], low, high, core, plane, stride, guard, True)
                 if free_surface:
                     _mirror(field_new, low, high, plane, reach)
+    restore(state)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpfwi_kernels.absorbing import Profiles, cpml_profiles, sponge_damping
+from hpfwi_kernels.absorbing import Profiles, cpml_profiles, largest_sponge_damping, sponge_damping
 from hpfwi_kernels.acoustic.points import AXES, Points
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.errors import GeometryError, ModelError
-from hpfwi_kernels.stability import require_stable
+from hpfwi_kernels.stability import require_stable, require_stable_sponge
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,8 @@ def prepare(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Poi
     require_shapes(velocity.shape, wavelet.shape, sources, receivers, scheme)
     _require_finite(velocity, wavelet)
     models = np.asarray(velocity, np.float64).reshape(-1, *velocity.shape[-scheme.dimensions :])
-    require_stable(float(np.abs(models).max()), scheme.dt_s, scheme.spacing_m, scheme.order, scheme.substeps)
+    fastest = float(np.abs(models).max())
+    require_stable_steps(fastest, scheme)
     padded = np.pad(models, ((0, 0), *scheme.widths), mode="edge")
     factor = padded**2 * scheme.inner_dt_s**2
     if scheme.free_surface:
@@ -91,6 +92,20 @@ def prepare(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Poi
         sources=[_taps(sources, shot, scheme, shape) for shot in range(shots)],
         receivers=[_taps(receivers, shot, scheme, shape) for shot in range(shots)],
     )
+
+
+def require_stable_steps(max_velocity_mps: float, scheme: Scheme) -> None:
+    """Raise StabilityError where the time step is too long for the interior, or for the sponge."""
+    require_stable(max_velocity_mps, scheme.dt_s, scheme.spacing_m, scheme.order, scheme.substeps)
+    if scheme.boundary == "sponge":
+        assert scheme.min_velocity_mps is not None  # checked by Scheme
+        damping = largest_sponge_damping(
+            scheme.absorbing,
+            spacing_m=scheme.spacing_m,
+            dt_s=scheme.inner_dt_s,
+            min_velocity_mps=scheme.min_velocity_mps,
+        )
+        require_stable_sponge(damping, scheme.inner_dt_s)
 
 
 def absorbing_layers(

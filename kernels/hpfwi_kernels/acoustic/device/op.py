@@ -14,9 +14,8 @@ from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem, 
 from hpfwi_kernels.acoustic.memory import Memory, segments
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
-from hpfwi_kernels.acoustic.setup import require_shapes
+from hpfwi_kernels.acoustic.setup import require_shapes, require_stable_steps
 from hpfwi_kernels.errors import KernelError, ModelError
-from hpfwi_kernels.stability import require_stable
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +199,7 @@ def _ready(velocity: Tensor, wavelet: Tensor, work: Work, *, gradient: bool) -> 
         if not math.isfinite(value):
             where = tuple(torch.nonzero(~torch.isfinite(tensor))[0].tolist())
             raise ModelError(f"{name} is {float(tensor[where])} at {where}; it must be finite everywhere.")
-    require_stable(fastest, scheme.dt_s, scheme.spacing_m, scheme.order, scheme.substeps)
+    require_stable_steps(fastest, scheme)
     padded = velocity.to(torch.float64).reshape(-1, *work.sources.shape)
     for axis, (low, high) in enumerate(scheme.widths, start=1):
         cells = padded.shape[axis]
