@@ -109,7 +109,11 @@ def derived(simulator: Simulator, slowest_mps: float, shots_together: int) -> li
 
 def _engine(simulator: Simulator) -> Derived:
     if simulator.medium is None:
-        where = "Numba on the CPU" if simulator.device.type == "cpu" else f"CUDA on {torch.cuda.get_device_name()}"
+        where = (
+            "Numba on the CPU"
+            if simulator.device.type == "cpu"
+            else f"CUDA on {torch.cuda.get_device_name(simulator.device)}"
+        )
         return Derived("engine", "hpfwi", f"acoustic waves at constant density: hpfwi's own kernel, {where}")
     alone = simulator.settings.physics != "acoustic"
     why = f"{simulator.settings.physics} waves are beyond hpfwi's own kernel" if alone else "as set"
