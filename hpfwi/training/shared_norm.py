@@ -54,19 +54,33 @@ class _Visit:
     """A norm that a slice came by.
 
     entered   what it was given, with the graph behind it
-    count     values of a channel over the whole batch
     left      its output, a leaf
+    count     values of a channel over the whole batch
+    mean      float32[channel, 1, 1] of them
+    scale     float32[channel, 1, 1], one over their deviation
     """
 
     norm: SharedNorm
     entered: torch.Tensor
-    count: float
     left: torch.Tensor
+    count: float
     mean: torch.Tensor
     scale: torch.Tensor
 
-    def standardised(self) -> torch.Tensor:
-        return (self.entered.detach().float() - self.mean) * self.scale
+    @property
+    def values(self) -> torch.Tensor:
+        return self.entered.detach().float()
+
+    def gradient(self) -> torch.Tensor:
+        """Of the output, once everything that used it was gone back through."""
+        return torch.zeros_like(self.values) if self.left.grad is None else self.left.grad.float()
+
+    def own_sums(self) -> NDArray[np.float64]:
+        """Sums over this slice of `gradient`, plain and times the standardised values, float64[2, channel]."""
+        gradient = self.gradient()
+        plain = gradient.sum(dim=_ALL_BUT_CHANNELS, dtype=torch.float64)
+        weighted = ((self.values - self.mean) * gradient).sum(dim=_ALL_BUT_CHANNELS, dtype=torch.float64)
+        return np.stack([_wide(plain), _wide(weighted * self.scale.flatten())])
 
 
 class _GivenUp(Exception):
@@ -91,7 +105,8 @@ class HaltedSlice:
         self.replica = replica
         self._forward, self._share = forward, share
         self._visits: list[_Visit] = []
-        self._pending: _Visit | None = None
+        self._pending: tuple[_Visit, NDArray[np.float64]] | None = None
+        """The norm whose total is waited for on the way back, and this slice's own sums there."""
         self._answers: queue.SimpleQueue[NDArray[np.float64] | None] = queue.SimpleQueue()
         self._told: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._norms = [module for module in replica.modules() if isinstance(module, SharedNorm)]
@@ -114,7 +129,7 @@ class HaltedSlice:
             self._listen()
         else:
             assert self._pending is not None  # there are sums on the way back until the first norm has its total
-            self._return_through(self._pending, total)
+            self._return_through(*self._pending, total)
             self._halt_on_the_way_back()
 
     def close(self) -> None:
@@ -168,55 +183,44 @@ class HaltedSlice:
             assert norm.momentum is not None
             norm.running_mean.lerp_(_narrow(mean, values), norm.momentum)
             norm.running_var.lerp_(_narrow(variance * count / max(1.0, count - 1), values), norm.momentum)
-            visit = _Visit(
-                norm,
-                features,
-                count,
-                features,
-                _narrow(mean, values)[:, None, None],
-                _narrow(1 / np.sqrt(variance + norm.eps), values)[:, None, None],
+            mean_of, variance_of = _narrow(mean, values), _narrow(variance, values)
+            out = torch.nn.functional.batch_norm(
+                values, mean_of, variance_of, norm.weight, norm.bias, training=False, eps=norm.eps
             )
-            out = visit.standardised() * norm.weight[:, None, None] + norm.bias[:, None, None]
-            visit.left = out.to(features.dtype).requires_grad_()
+            left = out.to(features.dtype).requires_grad_()
+            scale = torch.rsqrt(variance_of + norm.eps)
+            visit = _Visit(norm, features, left, count, mean_of[:, None, None], scale[:, None, None])
         self._visits.append(visit)
         return visit.left
 
     def _halt_on_the_way_back(self) -> None:
         """Ask for the sums of the last norm that is left, or end."""
-        self._pending = self._visits.pop() if self._visits else None
-        self.sums = None
-        if self._pending is not None:
-            self.sums = self._share * np.concatenate(self._own_sums(self._pending))
+        self._pending = self.sums = None
+        if self._visits:
+            visit = self._visits.pop()
+            own = visit.own_sums()
+            self._pending, self.sums = (visit, own), self._share * own.reshape(-1)
 
-    def _own_sums(self, visit: _Visit) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Sums over this slice of the gradient of a norm's output, plain and times the standardised values."""
-        gradient = _gradient_of(visit)
-        plain = gradient.sum(dim=_ALL_BUT_CHANNELS, dtype=torch.float64)
-        weighted = (gradient * visit.standardised()).sum(dim=_ALL_BUT_CHANNELS, dtype=torch.float64)
-        return _wide(plain), _wide(weighted)
-
-    def _return_through(self, visit: _Visit, total: NDArray[np.float64]) -> None:
+    def _return_through(self, visit: _Visit, own: NDArray[np.float64], total: NDArray[np.float64]) -> None:
         """Add the gradients of a norm's weights, and those of all that led to it since the norms before.
 
         A slice's own gradients are those of its mean loss: they are weighted by its share later. So the batch's means
         are divided by that share here.
         """
         norm = visit.norm
-        plain, weighted = (_narrow(sums, visit.left) for sums in self._own_sums(visit))
-        for weight, gradient in ((norm.weight, weighted), (norm.bias, plain)):
+        for weight, sums in ((norm.weight, own[1]), (norm.bias, own[0])):
+            gradient = _narrow(sums, visit.left)
             weight.grad = gradient if weight.grad is None else weight.grad + gradient
         if not visit.entered.requires_grad:
             return
-        plain_mean, weighted_mean = (
-            _narrow(sums, visit.left)[:, None, None] for sums in total.reshape(2, -1) / (visit.count * self._share)
+        plain, weighted = (
+            _narrow(mean, visit.left)[:, None, None] for mean in total.reshape(2, -1) / (visit.count * self._share)
         )
-        gradient = _gradient_of(visit) - plain_mean - visit.standardised() * weighted_mean
-        gradient = gradient * (visit.scale * norm.weight.detach()[:, None, None])
-        torch.autograd.backward(visit.entered, gradient.to(visit.entered.dtype), retain_graph=True)
-
-
-def _gradient_of(visit: _Visit) -> torch.Tensor:
-    return torch.zeros_like(visit.left).float() if visit.left.grad is None else visit.left.grad.float()
+        # (gradient - plain - weighted * standardised values) * factor, in few passes over the map.
+        factor = visit.scale * norm.weight.detach()[:, None, None]
+        slope = weighted * visit.scale * factor
+        through = visit.gradient().mul(factor).sub_((visit.values - visit.mean).mul_(slope)).sub_(plain * factor)
+        torch.autograd.backward(visit.entered, through.to(visit.entered.dtype), retain_graph=True)
 
 
 def _wide(values: torch.Tensor) -> NDArray[np.float64]:
