@@ -151,6 +151,8 @@ static float* shared_memory() { return fibers::shared[fibers::running / fibers::
 
 static void block_sync() { fibers::wait(fibers::AT_BLOCK); }
 
+static void forget(int&) {}
+
 static void cluster_sync() { fibers::wait(fibers::AT_TEAM); }
 
 static float* shared_of(float* own, int block) { return fibers::shared[block] + (own - shared_memory()); }

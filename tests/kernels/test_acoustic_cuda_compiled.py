@@ -1,7 +1,7 @@
 """The on-chip kernels compiled for GPUs: registers, spills and shared memory, and which kernels a model gets.
 
 A few instances are compiled always; `HPFWI_COMPILE_ALL=1 pytest tests/kernels/test_acoustic_cuda_compiled.py` compiles
-every one of over a thousand, for about two hours of processor time.
+every one of about two thousand, for some hours of processor time.
 """
 
 import itertools
@@ -29,7 +29,7 @@ GPUS = {
 Instance = tuple[str, int, int, int, str, str, bool]  # architecture, order, rows, threads, team, run, layers
 # Class S of a 70 x 70 model, forward and adjoint; a cluster; a grid without layers.
 ALWAYS: tuple[Instance, ...] = (
-    ("sm_90", 4, 8, 512, "BLOCK", "FORWARD", True),
+    ("sm_90", 4, 7, 512, "BLOCK", "ADJOINT", True),
     ("sm_90", 4, 2, 256, "CLUSTER", "ADJOINT", True),
     ("sm_80", 2, 4, 512, "GRID", "FORWARD", False),
 )
@@ -46,9 +46,10 @@ EVERY = tuple(
     )
     if (one[4] != "CLUSTER" or one[0] == "sm_90") and (one[5] != "UNWIND" or not one[6])
 )
-MOST_SPILLED_BYTES = {2: 128, 4: 256, 8: 768}
-"""By rows of a tile: numbers that stay the same for all steps. In a sample of instances the most were 116, 200 and 688
-bytes, all at order 8 in the adjoint."""
+
+
+SLACK_BYTES = 16
+"""Four registers, by which architectures and ways to share a shot differ."""
 
 
 @pytest.mark.parametrize("instance", EVERY if os.environ.get("HPFWI_COMPILE_ALL") else ALWAYS, ids=str)
@@ -69,7 +70,7 @@ def test_kernels_compile_within_their_registers(instance: Instance, tmp_path: Pa
     (spilled,) = map(int, re.findall(r"(\d+) bytes spill stores", done.stderr))
     # Warps of a block are spread over four schedulers, each with a quarter of the 65536 registers.
     assert registers <= min(255, 65536 // threads)
-    assert spilled <= (0 if threads == 256 and rows == 2 else MOST_SPILLED_BYTES[rows])
+    assert spilled <= cuda_on_chip.SPILLED_BYTES.get((order, threads), {}).get(rows, 0) + SLACK_BYTES
 
 
 def problem(shape: tuple[int, int], shots: int, width: int = 20, **changes: Any) -> Problem:
@@ -108,6 +109,29 @@ def test_what_a_model_gets_on_an_h100(
     assert choice.kernels == kernels
     assert (choice.plan.blocks if choice.plan else 0) == blocks
     assert cuda.explain(work, choice).startswith(f"class {kernels}, ")
+
+
+def test_registers_that_spill_are_avoided_and_told() -> None:
+    """Tiles grow where the smaller ones' registers spill, and only there; where all would, the line says so."""
+    for width in range(2, 34):
+        for order in (2, 4, 6, 8):
+            work = problem((70, 70), 1, width, order=order)
+            plan = cuda_on_chip.plan_of(work, "block", 1)
+            tiles = [(0, work.shape[0]), work.shape[1]]
+            every = [cuda_on_chip.Plan("block", rows, *tiles) for rows in cuda_on_chip.TILE_ROWS]  # type: ignore[arg-type]
+            possible = [one for one in every if one.bound is not None]
+            least = min((one.spilled_bytes(order) for one in possible), default=None)
+            assert (None if plan is None else plan.spilled_bytes(order)) == least
+            if least == 0:
+                assert plan == next(one for one in possible if one.spilled_bytes(order) == 0)
+    large = problem((70, 70), 200, order=8)
+    choice = cuda.choose(large, GPUS["sm_90"], gradient=False)
+    assert choice.plan is not None
+    spilled = choice.plan.spilled_bytes(8)
+    assert spilled > 0
+    assert cuda.explain(large, choice).endswith(f"; up to {spilled} bytes of a thread's registers spill")
+    small = problem((70, 70), 200, 4)
+    assert "spill" not in cuda.explain(small, cuda.choose(small, GPUS["sm_90"], gradient=False))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -146,9 +146,11 @@ def explain(problem: Problem, choice: Choice) -> str:
     if choice.plan is None:
         return f"class X, one step per launch: {choice.reason}"
     plan = choice.plan
+    spilled = plan.spilled_bytes(problem.order)
     return (
         f"class {choice.kernels}, all {problem.steps} steps in one launch, {plan.blocks} x {plan.threads} threads per "
         f"shot with tiles of {plan.rows} x 4 cells: {choice.reason}"
+        + (f"; up to {spilled} bytes of a thread's registers spill" if spilled else "")
     )
 
 

@@ -19,6 +19,9 @@ __device__ inline float* shared_memory() {
 
 __device__ inline void block_sync() { __syncthreads(); }
 
+// Makes the compiler forget how a value came about: what is computed from it is not kept in registers from before.
+__device__ inline void forget(int& value) { asm volatile("" : "+r"(value)); }
+
 __device__ inline void cluster_sync() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");

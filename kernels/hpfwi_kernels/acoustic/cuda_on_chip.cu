@@ -82,8 +82,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
     const int strip = left + right, edge = strip * shape.tile_rows, thread = threadIdx.x;
     const bool in_x = LAYERED && thread < edge;
     const int across = in_x ? strip : max(tiles_x - strip, 1), place = in_x ? thread : thread - edge;
-    const int r0 = place / across * ROWS;
-    const int tx = !in_x ? left + place % across : place % across < left ? place % across : tiles_x - strip + place % across;
+    const int turn_in_row = place % across;
+    int r0 = place / across * ROWS;
+    int tx = !in_x ? left + turn_in_row : turn_in_row < left ? turn_in_row : tiles_x - strip + turn_in_row;
     const bool active = thread < tiles_x * shape.tile_rows;
     const int mine = active ? min(max(n - r0, 0), ROWS) : 0;
     const bool in_z = LAYERED && ((shape.low[0] > 0 && y0 + r0 < shape.low[0] + REACH) ||
@@ -133,9 +134,12 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
 
     const int teams = gridDim.x / shape.blocks;
     for (int shot = blockIdx.x / shape.blocks; shot < call.shots; shot += teams) {
-        const float* factor = call.factor + (call.models > 1 ? shot : 0) * cells;
-        const float* state_in = call.state_in + (LAYERED ? 6 : 2) * cells * shot;
-        float* state_out = call.state_out + (LAYERED ? 6 : 2) * cells * shot;
+        // Where the shot's arrays begin: found again where they are used, not held.
+        auto factor = [&] { return call.factor + (call.models > 1 ? shot : 0) * cells; };
+        auto state_in = [&] { return call.state_in + (LAYERED ? 6 : 2) * cells * shot; };
+        auto state_out = [&] { return call.state_out + (LAYERED ? 6 : 2) * cells * shot; };
+        auto sum = [&] { return call.sum + (i64(shot) * shape.rows + y0) * wide + 4 * tx; };
+        auto samples = [&] { return call.gather.out + i64(shot) * call.gather.points * call.steps; };
         float c[ROWS][4], old[ROWS][4];
         auto in_core = [&](int y, int x) {
             return y >= call.core[0][0] && y < call.core[0][1] && x >= call.core[1][0] && x < call.core[1][1];
@@ -158,8 +162,8 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                                                   + slot + 4 * tx;
                     for (int i = 0; i < 4 && 4 * tx + i < columns; ++i) {
                         const i64 cell = offset + i64(y0 + r) * columns + 4 * tx + i;
-                        if (out) state_out[cell] = memory[i];
-                        else memory[i] = state_in[cell];
+                        if (out) state_out()[cell] = memory[i];
+                        else memory[i] = state_in()[cell];
                     }
                 }
             }
@@ -291,7 +295,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 const bool inside = j < mine && x < columns;
                 const i64 cell = i64(y) * columns + x;
                 const bool moves = inside && (MODE != UNWIND || in_core(y, x));
-                c[j][i] = moves ? factor[cell] : 0.f;
+                c[j][i] = moves ? factor()[cell] : 0.f;
                 old[j][i] = 0.f;
                 if (MODE == UNWIND) {
                     if (!moves) continue;
@@ -299,20 +303,19 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                     old[j][i] = field[0];
                     row_of(r0 + j, 0)[x] = field[cells];
                 } else if (call.state_in && inside) {
-                    row_of(r0 + j, 0)[x] = state_in[cell];
-                    old[j][i] = state_in[cells + cell];
+                    row_of(r0 + j, 0)[x] = state_in()[cell];
+                    old[j][i] = state_in()[cells + cell];
                 }
             }
         if (LAYERED && call.state_in) move_layers(false, 0);
         if (shape.periodic)
             for (int j = 0; j < mine; ++j) wrap_columns(row_of(r0 + j, 0));
-        float* const sum = call.sum + (i64(shot) * shape.rows + y0) * wide + 4 * tx;
         if (MODE == ADJOINT)
             for (int j = 0; j < mine; ++j)
                 for (int i = 0; i < 4; ++i) {
                     const bool inside = 4 * tx + i < columns;
                     const i64 cell = i64(y0 + r0 + j) * columns + 4 * tx + i;
-                    sum[i64(r0 + j) * wide + i] = inside ? call.total[shot * cells + cell] : 0.f;
+                    sum()[i64(r0 + j) * wide + i] = inside ? call.total[shot * cells + cell] : 0.f;
                 }
         // The cells that this thread adds to, as a chain of groups.
         const int first_group = call.scatter.shot_groups[shot], groups = call.scatter.shot_groups[shot + 1] - first_group;
@@ -332,7 +335,6 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
 
         const int first_part = call.gather.points ? call.gather.point_parts[shot * call.gather.points] : 0;
         const int parts = call.gather.points ? call.gather.point_parts[(shot + 1) * call.gather.points] - first_part : 0;
-        float* const samples = call.gather.out + i64(shot) * call.gather.points * call.steps;
         // Samples of points that several bands or threads have summed, one step late.
         auto finish_samples = [&](int step, int turn) {
             if (rank != 0 || !call.gather.several) return;
@@ -342,7 +344,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 if (to - from == 1) continue;
                 float sample = 0.f;
                 for (int q = from; q < to; ++q) sample += load_fresh(call.gather.sums + turn * call.gather.parts + q);
-                samples[p * i64(call.gather.point_stride) + step * i64(call.gather.step_stride)] = sample;
+                samples()[p * i64(call.gather.point_stride) + step * i64(call.gather.step_stride)] = sample;
             }
         };
 
@@ -350,6 +352,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
 #pragma unroll 1
         for (int count = 0; count < many; ++count) {
             const int step = MODE == FORWARD ? call.begin + count : call.end - 1 - count, turn = count & 1;
+            forget(r0), forget(tx), forget(shot);  // places in memory would be held for all steps, and spilled
             const int since = step - call.begin;
             const bool keep = call.brackets && since % call.store_every == 0;
             const i64 kept = ((i64(shot) * call.slots + since / call.store_every) * shape.rows + y0) * wide + 4 * tx;
@@ -370,7 +373,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                     sample += value;
                 }
                 const int p = call.gather.part_points[k];
-                if (p >= 0) samples[p * i64(call.gather.point_stride) + step * i64(call.gather.step_stride)] = sample;
+                if (p >= 0) samples()[p * i64(call.gather.point_stride) + step * i64(call.gather.step_stride)] = sample;
                 else call.gather.sums[turn * call.gather.parts + k] = sample;
             }
 
@@ -395,16 +398,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 auto up = [&](int m) -> const float* { return window[(j + R + m) % WINDOW]; };
                 const float* here = up(0);
                 const float* row = row_of(r, turn) + 4 * tx;
-                float line[12], w[4];
-                {
-                    const float4 before = load4(row - 4), after = load4(row + 4);
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        line[i] = part(before, i);
-                        line[4 + i] = here[i];
-                        line[8 + i] = part(after, i);
-                    }
-                }
+                float w[4];
                 // Along z.
                 if (MODE == ADJOINT && in_z) {
                     float slope[4] = {}, own_p[4], own_z[4];
@@ -487,61 +481,76 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 }
                 // Along x.
                 if (LAYERED && in_x) {
-                    const int at_row = r * pitch_x, slot = slot_x(tx), before = slot_x(tx - 1), after = slot_x(tx + 1);
-                    auto around = [&](const float* memory, float* to) {
-                        const float4 zero = float4{0.f, 0.f, 0.f, 0.f};
-                        const float4 a = before < 0 ? zero : load4(memory + at_row + before);
-                        const float4 b = slot < 0 ? zero : load4(memory + at_row + slot);
-                        const float4 d = after < 0 ? zero : load4(memory + at_row + after);
-#pragma unroll
-                        for (int i = 0; i < 4; ++i) to[i] = part(a, i), to[4 + i] = part(b, i), to[8 + i] = part(d, i);
+                    const int at_row = r * pitch_x, slot = slot_x(tx);
+                    const float4 zero = float4{0.f, 0.f, 0.f, 0.f};
+                    auto held = [&](const float* memory, int tile) {
+                        const int there = slot_x(tile);
+                        return there < 0 ? zero : load4(memory + at_row + there);
                     };
                     auto profile = [&](int k, int tile) { return load4(profile_x + k * stride + 4 + 4 * tile); };
-                    const float4 decay = profile(DECAY, tx), gain = profile(GAIN, tx);
-                    float one[12], other[12], psi_next[4], zeta_next[4];
-                    around(carry_x, one);
+                    float psi_next[4], zeta_next[4];
                     if (MODE == ADJOINT) {
-                        around(carry_x + layer_x, other);
-                        float t[12], a[12], b[12];
+                        // Neighbour by neighbour: twelve of each kind would leave no registers.
+                        float slope[4] = {}, own_p[4], own_z[4];
 #pragma unroll
-                        for (int k = -1; k <= 1; ++k) {
+                        for (int vector = 0; vector < 3; ++vector) {
+                            const int k = vector == 2 ? 0 : 2 * vector - 1;  // its own last: they are needed again
+                            const float4 mu = k == 0 ? float4{here[0], here[1], here[2], here[3]} : load4(row + 4 * k);
                             const float4 grown = profile(GROWN, tx + k), change = profile(SLOPE, tx + k);
+                            const float4 p = held(carry_x, tx + k), z = held(carry_x + layer_x, tx + k);
 #pragma unroll
-                            for (int i = 0; i < 4; ++i) {
-                                const int x = 4 + 4 * k + i;
-                                t[x] = part(grown, i) * line[x] + other[x];
-                                a[x] = part(change, i) * t[x] + one[x];
-                                b[x] = part(grown, i) * t[x];
+                            for (int near = 0; near < 4; ++near) {
+                                const float t = part(grown, near) * part(mu, near) + part(z, near);
+                                const float a = part(change, near) * t + part(p, near), b = part(grown, near) * t;
+                                if (k == 0) own_p[near] = part(p, near), own_z[near] = part(z, near);
+#pragma unroll
+                                for (int i = 0; i < 4; ++i) {
+                                    const int m = 4 * k + near - i, reach = m < 0 ? -m : m;
+                                    if (reach > R) continue;
+                                    w[i] += call.second[1][reach] * b;
+                                    if (m == 0) continue;
+                                    const float k1 = m < 0 ? -call.first[1][reach - 1] : call.first[1][reach - 1];
+                                    w[i] -= k1 * a;
+                                    slope[i] += k1 * t;
+                                }
                             }
                         }
+                        const float4 decay = profile(DECAY, tx), gain = profile(GAIN, tx);
 #pragma unroll
                         for (int i = 0; i < 4; ++i) {
-                            float slope = 0.f, bracket = call.second[1][0] * b[4 + i];
-#pragma unroll
-                            for (int m = 1; m <= R; ++m) {
-                                bracket += call.second[1][m] * (b[4 + i + m] + b[4 + i - m]);
-                                bracket -= call.first[1][m - 1] * (a[4 + i + m] - a[4 + i - m]);
-                                slope += call.first[1][m - 1] * (t[4 + i + m] - t[4 + i - m]);
-                            }
-                            w[i] += bracket;
-                            psi_next[i] = part(decay, i) * (one[4 + i] - part(gain, i) * slope);
-                            zeta_next[i] = part(decay, i) * (part(gain, i) * here[i] + other[4 + i]);
+                            psi_next[i] = part(decay, i) * (own_p[i] - part(gain, i) * slope[i]);
+                            zeta_next[i] = part(decay, i) * (part(gain, i) * here[i] + own_z[i]);
                         }
                     } else {
+                        float bend[4] = {}, q[4] = {}, s[4] = {}, psi[4];
+#pragma unroll
+                        for (int vector = 0; vector < 3; ++vector) {
+                            const int k = vector == 2 ? 0 : 2 * vector - 1;
+                            const float4 field = k == 0 ? float4{here[0], here[1], here[2], here[3]} : load4(row + 4 * k);
+                            const float4 memory = held(carry_x, tx + k);
+#pragma unroll
+                            for (int near = 0; near < 4; ++near) {
+                                if (k == 0) psi[near] = part(memory, near);
+#pragma unroll
+                                for (int i = 0; i < 4; ++i) {
+                                    const int m = 4 * k + near - i, reach = m < 0 ? -m : m;
+                                    if (reach > R) continue;
+                                    bend[i] += call.second[1][reach] * part(field, near);
+                                    if (m == 0) continue;
+                                    const float k1 = m < 0 ? -call.first[1][reach - 1] : call.first[1][reach - 1];
+                                    q[i] += k1 * part(field, near);
+                                    s[i] += k1 * part(memory, near);
+                                }
+                            }
+                        }
                         const float4 grown = profile(GROWN, tx), change = profile(SLOPE, tx);
-                        const float4 zeta = slot < 0 ? float4{0.f, 0.f, 0.f, 0.f} : load4(zeta_x + at_row + slot);
+                        const float4 decay = profile(DECAY, tx), gain = profile(GAIN, tx);
+                        const float4 zeta = slot < 0 ? zero : load4(zeta_x + at_row + slot);
 #pragma unroll
                         for (int i = 0; i < 4; ++i) {
-                            float bracket = call.second[1][0] * here[i], q = 0.f, s = 0.f;
-#pragma unroll
-                            for (int m = 1; m <= R; ++m) {
-                                bracket += call.second[1][m] * (line[4 + i + m] + line[4 + i - m]);
-                                q += call.first[1][m - 1] * (line[4 + i + m] - line[4 + i - m]);
-                                s += call.first[1][m - 1] * (one[4 + i + m] - one[4 + i - m]);
-                            }
-                            const float t = part(grown, i) * bracket + part(change, i) * q + s;
+                            const float t = part(grown, i) * bend[i] + part(change, i) * q[i] + s[i];
                             w[i] += part(grown, i) * t + part(zeta, i);
-                            psi_next[i] = part(decay, i) * (part(gain, i) * q + one[4 + i]);
+                            psi_next[i] = part(decay, i) * (part(gain, i) * q[i] + psi[i]);
                             zeta_next[i] = part(decay, i) * (part(gain, i) * t + part(zeta, i));
                         }
                     }
@@ -551,6 +560,14 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                         store4(second_next + at_row + slot, float4{zeta_next[0], zeta_next[1], zeta_next[2], zeta_next[3]});
                     }
                 } else {
+                    float line[12];
+                    const float4 before = load4(row - 4), after = load4(row + 4);
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        line[i] = part(before, i);
+                        line[4 + i] = here[i];
+                        line[8 + i] = part(after, i);
+                    }
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         float bracket = call.second[1][0] * here[i];
@@ -568,10 +585,10 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                     const i64 at = kept + i64(r) * wide;
                     if (MODE == ADJOINT) {
                         const float4 stored = kept4(call.brackets, at, call.half);
-                        float4 so_far = load4(sum + i64(r) * wide);
+                        float4 so_far = load4(sum() + i64(r) * wide);
                         so_far.x += here[0] * stored.x, so_far.y += here[1] * stored.y;
                         so_far.z += here[2] * stored.z, so_far.w += here[3] * stored.w;
-                        store4(sum + i64(r) * wide, so_far);
+                        store4(sum() + i64(r) * wide, so_far);
                     } else {
                         keep4(call.brackets, at, w, call.half);
                     }
@@ -614,7 +631,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                         + step * i64(call.scatter.step_stride);
                     added += call.scatter.weights[tap] * call.scatter.values[at];
                 }
-                row_of(cell / columns - y0, turn)[cell % columns] += factor[cell] * added;
+                row_of(cell / columns - y0, turn)[cell % columns] += factor()[cell] * added;
             }
             if (shape.periodic)
                 for (int j = 0; j < mine; ++j) wrap_columns(row_of(r0 + j, turn));
@@ -639,10 +656,10 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                     field[cells] = now;
                 }
                 if (MODE != UNWIND && call.state_out) {
-                    state_out[cell] = now;
-                    state_out[cells + cell] = old[j][i];
+                    state_out()[cell] = now;
+                    state_out()[cells + cell] = old[j][i];
                 }
-                if (MODE == ADJOINT) call.total[shot * cells + cell] = sum[i64(r0 + j) * wide + i];
+                if (MODE == ADJOINT) call.total[shot * cells + cell] = sum()[i64(r0 + j) * wide + i];
             }
         if (LAYERED && call.state_out) move_layers(true, turn);
         // The next shot of this team writes what blocks of the team may still read.

@@ -15,11 +15,21 @@ from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem, 
 
 HERE = Path(__file__).parent
 MOST_BLOCKS = 256
-TILE_ROWS = (2, 4, 8)
+TILE_ROWS = (2, 4, 6, 7, 8)
 """Rows of a thread's tile; it has 4 columns."""
 THREAD_BOUNDS = (256, 384, 512)
 """Threads of a block that instances are compiled for: fewer threads have more registers each. 512 of them have 128,
-which hold two numbers for each of a tile's 32 cells and what a step needs; with more threads, registers would spill."""
+which hold two numbers for each of a tile's 28 cells and what a step needs; with more threads, registers would spill."""
+SPILLED_BYTES = {
+    (2, 512): {7: 32, 8: 64},
+    (4, 512): {6: 32, 7: 64, 8: 64},
+    (6, 384): {4: 32, 8: 32},
+    (6, 512): {4: 64, 6: 32, 7: 64, 8: 128},
+    (8, 384): {7: 32, 8: 64},
+    (8, 512): {4: 32, 6: 96, 7: 128, 8: 160},
+}
+"""By order and bound, at most how many bytes of a thread's registers go to local memory for tiles of so many rows; none
+where nothing is said. tests/kernels/test_acoustic_cuda_compiled.py holds compiled instances to it."""
 CLUSTER_SIZES = (2, 4, 8)
 """Blocks of a cluster that every GPU with clusters can run."""
 LAYER_ROW_COST = 1.8
@@ -95,6 +105,10 @@ class Plan:
         """Threads that the kernel's instance is compiled for, None where these are too many."""
         return next((most for most in THREAD_BOUNDS if self.threads <= most), None)
 
+    def spilled_bytes(self, order: int) -> int:
+        """At most so many bytes of a thread's registers go to local memory."""
+        return SPILLED_BYTES.get((order, self.bound or 0), {}).get(self.rows, 0)
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -129,13 +143,15 @@ def instance(problem: Problem, plan: Plan, run: Run) -> str:
 def plan_of(problem: Problem, team: Team, blocks: int) -> Plan | None:
     """The plan for so many blocks per shot, or None where bands get too thin or a band has too many cells.
 
-    Tiles are as small as the number of threads allows: small tiles hide more latency, large ones load less.
+    Tiles are as small as the number of threads allows: small tiles hide more latency, large ones load less. Larger ones
+    are taken where the small ones' registers would spill; where all spill, the smallest.
     """
     bands = _bands(problem, blocks)
     if bands is None:
         return None
-    plans = (Plan(team, rows, bands, problem.shape[1]) for rows in TILE_ROWS)
-    return next((plan for plan in plans if plan.bound is not None), None)
+    plans = [Plan(team, rows, bands, problem.shape[1]) for rows in TILE_ROWS]
+    possible = [plan for plan in plans if plan.bound is not None]
+    return min(possible, key=lambda plan: plan.spilled_bytes(problem.order), default=None)
 
 
 def shared_bytes(problem: Problem, plan: Plan, run: Run) -> int:
