@@ -40,7 +40,8 @@ class Replica:
         self._reports: dict[int, ItemReport] = {}
         self._kept: dict[int, tuple[np.ndarray, int]] = {}
         self._added: set[int] = set()
-        self._probe: tuple[int, ItemResult] | None = None
+        self._probe: tuple[int, ItemResult, float] | None = None
+        """Item, result and seconds of what was computed to learn its magnitude."""
         self._busy = _BusyClock()
 
     def begin(self, iteration: int, sum_id: int) -> None:
@@ -65,12 +66,14 @@ class Replica:
                 return self._reports[item]
             known = None
             if self._probe is not None and self._probe[0] == item:
-                known, self._probe = self._probe[1], None
+                known, self._probe = self._probe, None
         started_s = time.perf_counter()
         try:
             with self._busy:
-                result = known if known is not None else self.task.compute(item)
-            report = replace(_inspect(item, result), seconds=time.perf_counter() - started_s)
+                result = known[1] if known is not None else self.task.compute(item)
+            # What was computed before took its time before: reported as none, it would make all others late.
+            spent_s = known[2] if known is not None else time.perf_counter() - started_s
+            report = replace(_inspect(item, result), seconds=spent_s)
             if not self.exact:
                 report = replace(report, largest=None)  # float32 needs no common scale
         except Exception as error:  # whatever the task raises is the driver's to decide about
@@ -79,7 +82,7 @@ class Replica:
             return report
         with self._lock:
             if exponent is None:
-                self._probe = (item, result)
+                self._probe = (item, result, report.seconds)
             elif self._sum_id == sum_id and item not in self._reports:
                 self._reports[item] = report
                 if report.largest is None or report.largest <= exponent:
