@@ -230,7 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     codes = ["hpfwi", *(code for code in options.codes if code != "hpfwi")]
     if loading_codes.optional("h5py") is None and any(code.startswith("h5py") for code in codes):
-        print("h5py is not installed and is left out; `pip install h5py` lets it take part.")
+        print("h5py is not installed and is left out; the extra `bench` has it.")
         codes = [code for code in codes if not code.startswith("h5py")]
     about = conditions(options.threads, options.samples)
     print("  ".join(f"{key}: {value}" for key, value in about.items()))
