@@ -16,7 +16,7 @@ SAMPLES = 70
 BOUNDARIES: dict[str, dict[str, Any]] = {
     "cpml": {"boundary": "cpml", "absorbing": (4, 5, 3, 4, 5, 3)},
     "free-surface": {"boundary": "cpml", "absorbing": (0, 5, 3, 4, 5, 3), "free_surface": True},
-    "sponge": {"boundary": "sponge", "absorbing": (4, 5, 3, 4, 5, 3), "min_velocity_mps": 1500.0},
+    "sponge": {"boundary": "sponge", "absorbing": (4, 5, 4, 4, 5, 4), "min_velocity_mps": 1500.0},
     "no-layer": {"boundary": "cpml", "absorbing": (0,) * 6},
 }
 
