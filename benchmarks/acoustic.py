@@ -352,6 +352,9 @@ def main() -> None:
         print(
             "The machine is busy: threads that wait for each other at every time step, as deepwave's do, suffer most."
         )
+    hardware = re.sub(r"[^a-z0-9]+", "-", f"{conditions['cpu']} {conditions['cores']} cores".lower()).strip("-")
+    path = options.json or RESULTS / f"acoustic_{hardware}_{date.today().isoformat()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     print(line(list(COLUMNS)))
     results = []
     for name in options.cases:
@@ -359,10 +362,7 @@ def main() -> None:
             result = bench(name, order, options)
             print(line(cells(result, "forward")), line(cells(result, "gradient")), sep="\n", flush=True)
             results.append(result)
-    hardware = re.sub(r"[^a-z0-9]+", "-", f"{conditions['cpu']} {conditions['cores']} cores".lower()).strip("-")
-    path = options.json or RESULTS / f"acoustic_{hardware}_{date.today().isoformat()}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"conditions": conditions, "results": results}, indent=1) + "\n")
+            path.write_text(json.dumps({"conditions": conditions, "results": results}, indent=1) + "\n")
     print(f"written to {path}")
 
 

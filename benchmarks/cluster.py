@@ -34,7 +34,7 @@ CELLS = 94 * 288
 
 
 class Items:
-    """Items that sleep `seconds`, or compute for some 250 ms as a shot of a small model does, and add `numbers` zeros."""
+    """Items that sleep `seconds`, or compute for some 250 ms as a small model's shot does, and add `numbers` zeros."""
 
     def __init__(self, seconds: float, numbers: int, busy: bool) -> None:
         self._seconds, self._busy = seconds, busy
