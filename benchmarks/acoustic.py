@@ -211,6 +211,10 @@ def resident_mb(field: str) -> float:
 def bench(name: str, order: int, options: argparse.Namespace) -> dict:
     """Check one case, then time it. Raises RuntimeError when hpfwi is too far from float64 deepwave."""
     absorbing, threads = options.absorbing, options.threads
+    # First, while this process holds nothing: a large case fits into the machine's memory only once.
+    with tempfile.TemporaryDirectory() as cold:
+        compile_s = child("hpfwi", SMALL[len(CASES[name].shape)], options, order, cache=cold)["first_call_s"]
+    memory = {code: child(code, name, options, order)["memory_mb"] for code in CODES}
     work = works(name, order, options)
     checked = {code: one.shots(CASES[name].checked) for code, one in work.items()}
     expected = peers.truth(checked["deepwave"], threads)
@@ -223,9 +227,6 @@ def bench(name: str, order: int, options: argparse.Namespace) -> dict:
             f"gradient, more than {AGREEMENT:g} (a gradient of fewer steps: {SAMPLED:g}): no ratio is worth printing."
         )
     wall, processor = timed(work, options.repeats, threads, options.gains)
-    with tempfile.TemporaryDirectory() as cold:
-        compile_s = child("hpfwi", SMALL[len(CASES[name].shape)], options, order, cache=cold)["first_call_s"]
-    memory = {code: child(code, name, options, order)["memory_mb"] for code in CODES}
     updates = np.prod([size + 2 * absorbing for size in CASES[name].shape]) * CASES[name].samples * CASES[name].shots
     rows = {}
     for kind, runs in wall.items():
