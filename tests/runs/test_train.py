@@ -286,6 +286,12 @@ def test_sums_in_float32_give_the_same_curve(
     assert found[-1] < 0.5 * found[0]
 
 
+def test_float32_rounds_sums_of_three_slices(trained: RunTraining, whole: Path, tmp_path: Path) -> None:
+    found, exact = losses(trained(tmp_path, training__exact=False)), losses(whole)
+    assert found != exact
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_sums_in_float32_on_workers_give_the_same_curve(
