@@ -155,6 +155,8 @@ def timed(work: dict[str, peers.Problem], repeats: int, threads: int, gains: boo
             the memory behind any cores, may give two independent runs less than twice what they give one
     """
     turns: dict[str, tuple[peers.Run, str, int]] = {code: (run, code, threads) for code, run in CODES.items()}
+    # Touches the buffers of the pool: a check of fewer shots has not.
+    peers.hpfwi(work["hpfwi"], torch.float32, True, threads)
     if gains:
         turns[ALONE] = (peers.hpfwi, "hpfwi", 1)
         turns[COPIES] = (peers.hpfwi_in_copies, "hpfwi", threads)
