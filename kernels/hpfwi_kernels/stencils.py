@@ -60,3 +60,22 @@ def rounded_second_derivative(order: int, spacing_m: float, dtype: np.dtype) -> 
         free = np.array([[1.0, 1.0], distance[reach - 1 :] ** 2])
         weights[reach - 1 :] = np.linalg.solve(free, [sum_left, moment_left])
     return tuple(number(weight) for weight in weights)
+
+
+def rounded_laplacian(
+    order: int, spacing_m: tuple[float, ...], dtype: np.dtype
+) -> tuple[np.floating, *tuple[tuple[np.floating, ...], ...]]:
+    """The weight of a cell itself in the Laplacian, and of its neighbours along every axis, in a field's dtype.
+
+    returns   (centre, weights of axis 0, ...), those of an axis for the distances 1 to 4, zeros beyond order/2
+
+    They annihilate constants: what rounding the sum of the axes' own weights leaves goes to the smallest weight of the
+    first axis.
+    """
+    axes = [rounded_second_derivative(order, h, dtype) for h in spacing_m]
+    exact = sum(float(weights[0]) for weights in axes)
+    centre = dtype.type(exact)
+    first = [*axes[0][1:-1], dtype.type(float(axes[0][-1]) + (exact - float(centre)) / 2.0)]
+    rest = [list(weights[1:]) for weights in axes[1:]]
+    zero = dtype.type(0)
+    return centre, *((*weights, *(zero,) * (4 - len(weights))) for weights in (first, *rest))

@@ -6,9 +6,9 @@ registers; down a column they are scratch, since the memories they come from cha
 
 import numpy as np
 
-from hpfwi_kernels.acoustic.regions import column_first, column_second, leap, row_second
+from hpfwi_kernels.acoustic.regions import column_first, column_second, leap, row_second, terms_first, terms_second
 from hpfwi_kernels.compiling import hot
-from hpfwi_kernels.vectors import ahead, behind, lanes, load, put
+from hpfwi_kernels.vectors import lanes, load, put
 
 TILE = np.uint64(64)
 """Columns that are done at a time, so that three scratch fields of a layer's rows stay in the nearest cache."""
@@ -19,32 +19,6 @@ def _terms(mu, p, z, b, slope):
     """T = mu + b (mu + Z), A = b'T + b P and B = (1 + b) T of one axis of the adjoint layer."""
     t = mu + b * (mu + z)
     return t, slope * t + b * p, t + b * t
-
-
-@hot
-def _terms_first(low, here, high, d, reach):
-    """D1 along the row of vectors that are in registers only."""
-    total = d[0] * (ahead(here, high, 1) - behind(low, here, 1))
-    if len(reach) > 1:
-        total = total + d[1] * (ahead(here, high, 2) - behind(low, here, 2))
-    if len(reach) > 2:
-        total = total + d[2] * (ahead(here, high, 3) - behind(low, here, 3))
-    if len(reach) > 3:
-        total = total + d[3] * (ahead(here, high, 4) - behind(low, here, 4))
-    return total
-
-
-@hot
-def _terms_second(low, here, high, k, reach):
-    """D2 along the row of vectors that are in registers only."""
-    total = k[0] * here + k[1] * (ahead(here, high, 1) + behind(low, here, 1))
-    if len(reach) > 1:
-        total = total + k[2] * (ahead(here, high, 2) + behind(low, here, 2))
-    if len(reach) > 2:
-        total = total + k[3] * (ahead(here, high, 3) + behind(low, here, 3))
-    if len(reach) > 3:
-        total = total + k[4] * (ahead(here, high, 4) + behind(low, here, 4))
-    return total
 
 
 @hot
@@ -66,10 +40,10 @@ def adjoint_edge_x(mu, v, c, p, z, a, b, slope, part, stride, kz, kx, d, reach):
             t_high, flow_high, lift_high = _row_terms(mu, p, z, b, slope, i + width, x + width)
             here = load(mu, i)
             w = column_second(mu, i, stride, here, kz, reach) + (
-                _terms_second(lift_low, lift, lift_high, kx, reach) - _terms_first(flow_low, flow, flow_high, d, reach)
+                terms_second(lift_low, lift, lift_high, kx, reach) - terms_first(flow_low, flow, flow_high, d, reach)
             )
             decay = load(a, x)
-            new_p = decay * (load(p, i) - _terms_first(t_low, t, t_high, d, reach))
+            new_p = decay * (load(p, i) - terms_first(t_low, t, t_high, d, reach))
             put(z, i, decay * (here + load(z, i)))
             put(p, i, new_p)
             leap(v, c, i, here, w)
@@ -91,11 +65,11 @@ def adjoint_corner_x(mu, v, c, p, z, a, b, slope, part, stride, kx, d, reach):
             i = row + x
             t_high, flow_high, lift_high = _row_terms(mu, p, z, b, slope, i + width, x + width)
             high = load(mu, i + width)
-            extra = _terms_second(lift_low - low, lift - here, lift_high - high, kx, reach) - _terms_first(
+            extra = terms_second(lift_low - low, lift - here, lift_high - high, kx, reach) - terms_first(
                 flow_low, flow, flow_high, d, reach
             )
             decay = load(a, x)
-            new_p = decay * (load(p, i) - _terms_first(t_low, t, t_high, d, reach))
+            new_p = decay * (load(p, i) - terms_first(t_low, t, t_high, d, reach))
             put(z, i, decay * (here + load(z, i)))
             put(p, i, new_p)
             put(v, i, load(v, i) + load(c, i) * extra)

@@ -36,19 +36,19 @@ class Call:
         return self.drive.shape[2]
 
     def records(self, recorded: NDArray) -> NDArray:
-        """Records [shot, receiver, time] of what was recorded at the inner time step, [shot, step, receiver]."""
-        return np.ascontiguousarray(downsample(recorded.transpose(0, 2, 1), self.scheme.substeps), self.dtype)
+        """Records [shot, receiver, time] of what was recorded at the inner time step, [shot, receiver, step]."""
+        return np.ascontiguousarray(downsample(recorded, self.scheme.substeps), self.dtype)
 
     def residual(self, record_gradient: NDArray, receivers: Points, stored: NDArray) -> NDArray:
-        """The gradient of the records at the inner time step, [shot, step, receiver].
+        """The gradient of the records at the inner time step, [shot, receiver, step].
 
         Raises ModelError unless it and the kept wavefields belong to this call.
         """
         substeps = self.scheme.substeps
         require_records(record_gradient, (self.shots, receivers.per_shot, self.steps // substeps))
         self.kept.require(stored)
-        residual = upsample(record_gradient, substeps) / substeps
-        return np.ascontiguousarray(residual.transpose(0, 2, 1), self.dtype)
+        residual = record_gradient if substeps == 1 else upsample(record_gradient, substeps) / substeps
+        return np.ascontiguousarray(residual, self.dtype)
 
     def wavelet_gradient(self, drive_gradient: NDArray) -> NDArray:
         """The gradient of the wavelet, [shot, source, time], from that at the inner time step."""

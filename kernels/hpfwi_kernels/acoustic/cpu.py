@@ -18,7 +18,8 @@ from hpfwi_kernels.acoustic.memory import STATE_FIELDS, STORE, Memory
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.acoustic.setup import Setup, Taps, fold_edges
-from hpfwi_kernels.stencils import first_derivative, rounded_second_derivative
+from hpfwi_kernels.acoustic.transposing import transpose
+from hpfwi_kernels.stencils import first_derivative, rounded_laplacian, rounded_second_derivative
 from hpfwi_kernels.team import new_barrier
 
 
@@ -46,18 +47,19 @@ def forward(
     setup, dtype, drive, kept, shots, steps = call.setup, call.dtype, call.drive, call.kept, call.shots, call.steps
     constants = _constants(setup, scheme, dtype)
     layout = constants.layout
-    records = buffers.empty((shots, steps, receivers.per_shot), dtype)
+    records = buffers.empty((shots, receivers.per_shot, steps), dtype)
     stored = kept.room(pool) if store else None
     split = _bands(constants, scheme, memory, shots, threads, reach=1)
     row_blocks = _row_blocks(constants, scheme, memory, reach=1, sharing=len(split))
     keeps = store and memory.mode == "store"
 
     def run(shot: int, workspace: list[NDArray], bands: list[Band], team: ThreadPoolExecutor | None) -> None:
-        u, v, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z = workspace
+        u, v, psi_x, zeta_x, psi_z, psi_z_next, zeta_z = workspace
         mine = None if stored is None else stored[shot]
         brackets, (ring, ends) = kept.brackets(mine), kept.ring(mine)
         factor = constants.factor_of(setup, shot)
         source_taps, receiver_taps = constants.taps(setup.sources[shot]), constants.taps(setup.receivers[shot])
+        recorded = aligned(records[shot].size, dtype, pool=pool).reshape(steps, -1)
         for number, (begin, end) in enumerate(kept.segments):
             if mine is not None and memory.mode == "checkpoint":
                 np.concatenate((u, v, psi_x, zeta_x, psi_z, zeta_z), out=mine[number])
@@ -65,19 +67,20 @@ def forward(
             def march(part: _Part, begin: int = begin, end: int = end) -> None:
                 band = part.band
                 loops.march(
-                    u, v, factor, constants.damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z,
+                    u, v, factor, constants.damping, psi_x, zeta_x, psi_z, psi_z_next, zeta_z,
                     *constants.profiles, band.inside, band.strips_x, band.strips_z, part.spans,
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
-                    *source_taps, drive[shot], *receiver_taps, records[shot, begin:end],
+                    *source_taps, drive[shot], *receiver_taps, recorded[begin:end],
                     begin, begin + part.first, begin + part.last, brackets, keeps, scheme.store_every,
                     np.uint64(layout.width), ring, ends is not None, kept.core, part.leads, part.barrier, part.team,
                 )  # fmt: skip
 
             _through_time(march, end - begin, bands, row_blocks, team, threads)
+        transpose(recorded, records[shot])
         if ends is not None:
             ends[0], ends[1] = (u, v) if steps % 2 == 0 else (v, u)
 
-    _each_shot(run, shots, threads, split, lambda: _fields([layout.size] * 8, dtype, pool))
+    _each_shot(run, shots, threads, split, lambda: _fields([layout.size] * 7, dtype, pool))
     return call.records(records), stored
 
 
@@ -115,7 +118,7 @@ def gradient(
     again = memory.mode == "checkpoint"
 
     def workspace() -> list[NDArray]:
-        return _fields([layout.size] * (18 if again else 12 if memory.mode == "boundary" else 10), dtype, pool)
+        return _fields([layout.size] * (17 if again else 12 if memory.mode == "boundary" else 10), dtype, pool)
 
     def run(shot: int, workspace: list[NDArray], bands: list[Band], team: ThreadPoolExecutor | None) -> None:
         mu, v, p_x, z_x, p_z, z_z, t, flow, lift, total, *rest = workspace
@@ -125,18 +128,20 @@ def gradient(
         source_taps, receiver_taps = constants.taps(source), constants.taps(setup.receivers[shot])
         factor = constants.factor_of(setup, shot)
         product = buffers.empty((source.weight.size, steps), dtype)
+        heard = aligned(residual[shot].size, dtype, pool=pool).reshape(steps, -1)
+        transpose(residual[shot], heard)
         field, field_next = t, flow  # never read unless the field is run backwards
         if ends is not None:
             field, field_next = rest
             field_next[:], field[:] = ends
         for number, (begin, end) in reversed(list(enumerate(kept.segments))):
             if again:
-                u, u_next, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z = rest
+                u, u_next, psi_x, zeta_x, psi_z, psi_z_next, zeta_z = rest
                 states = mine[number].reshape(STATE_FIELDS, -1)
                 for saved, state in zip(states, (u, u_next, psi_x, zeta_x, psi_z, zeta_z), strict=True):
                     state[:] = saved
                 loops.march(
-                    u, u_next, factor, constants.damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z,
+                    u, u_next, factor, constants.damping, psi_x, zeta_x, psi_z, psi_z_next, zeta_z,
                     *constants.profiles, whole.inside, whole.strips_x, whole.strips_z,
                     whole.spans if again_blocks is None else again_blocks.spans,
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
@@ -152,7 +157,7 @@ def gradient(
                     band.inside, band.strips_x, band.strips_z, part.spans,
                     *constants.stencil, setup.damping is not None, scheme.free_surface,
                     *source_taps, product, drive[shot], drive_gradient[shot],
-                    *receiver_taps, residual[shot], begin, end - part.last, end - part.first,
+                    *receiver_taps, heard, begin, end - part.last, end - part.first,
                     brackets, scheme.store_every, np.uint64(layout.width), total,
                     ring, ends is not None, kept.core, field, field_next, part.leads, part.barrier, part.team,
                 )  # fmt: skip
@@ -223,7 +228,8 @@ def _constants(setup: Setup, scheme: Scheme, dtype: np.dtype) -> _Constants:
     first = [[dtype.type(weight / h) for weight in first_derivative(scheme.order)] for h in scheme.spacing_m]
     slopes = [(*values, *(dtype.type(0),) * (4 - len(values))) for values in first]
     reach = (1,) * scheme.radius
-    stencil = (layout.box, np.uint64(layout.stride), *weights, *slopes, reach)
+    laplacian = rounded_laplacian(scheme.order, scheme.spacing_m, dtype)
+    stencil = (layout.box, np.uint64(layout.stride), laplacian, *weights, *slopes, reach)
     return _Constants(layout, dtype, damping, profiles, stencil)
 
 

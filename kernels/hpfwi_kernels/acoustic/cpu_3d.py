@@ -28,6 +28,7 @@ from hpfwi_kernels.acoustic.memory import STORE, Memory
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.acoustic.setup import Setup, Taps, fold_edges
+from hpfwi_kernels.acoustic.transposing import transpose
 from hpfwi_kernels.stencils import first_derivative, rounded_second_derivative
 
 # Fields that a plane touches in a step: u at two times and c, and what its share of layers comes to.
@@ -59,7 +60,7 @@ def forward(
     setup, dtype, drive, kept, shots, steps = call.setup, call.dtype, call.drive, call.kept, call.shots, call.steps
     constants = _constants(setup, scheme, dtype)
     stored = kept.room(pool) if store else None
-    records = buffers.zeros((shots, steps, receivers.per_shot), dtype)
+    records = buffers.empty((shots, receivers.per_shot, steps), dtype)
     keeps = store and memory.mode == "store"
 
     def run(shot: int, workers: int) -> None:
@@ -67,13 +68,15 @@ def forward(
         one = constants.shot(setup, shot, drive[shot], pool)
         mine = None if stored is None else stored[shot]
         brackets, (ring, ends) = kept.brackets(mine), kept.ring(mine)
+        recorded = buffers.zeros((steps, receivers.per_shot), dtype)
         for number, part in enumerate(kept.segments):
             if mine is not None and memory.mode == "checkpoint":
                 np.concatenate([fields[k] for k in STATE], out=mine[number])
             _march(
-                constants, scheme, one, fields, one.receiver, records[shot], part,
+                constants, scheme, one, fields, one.receiver, recorded, part,
                 brackets, keeps, ring, ends is not None, kept.core, workers,
             )  # fmt: skip
+        transpose(recorded, records[shot])
         if ends is not None:
             ends[:] = fields[:2]
 
@@ -122,6 +125,8 @@ def gradient(
         one = constants.shot(setup, shot, drive[shot], pool)
         product = buffers.empty((len(one.source[0]), steps), dtype)
         nowhere = np.zeros((1, 1), dtype)
+        heard = buffers.empty((steps, receivers.per_shot), dtype)
+        transpose(residual[shot], heard)
         for number, part in reversed(list(enumerate(kept.segments))):
             if again:
                 cuts = np.cumsum([len(forward_fields[k]) for k in STATE])
@@ -132,7 +137,7 @@ def gradient(
                     brackets, True, ring, False, kept.core, workers,
                 )  # fmt: skip
             _march_back(
-                constants, scheme, one, fields, product, drive_gradient[shot], residual[shot], part,
+                constants, scheme, one, fields, product, drive_gradient[shot], heard, part,
                 brackets, total, ring, ends is not None, kept.core, field, workers,
             )  # fmt: skip
         result = fold_edges(stack.inner_of_kept(total)[None].astype(np.float64), scheme)[0] * scheme.store_every

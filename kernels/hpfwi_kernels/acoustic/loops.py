@@ -88,7 +88,7 @@ def _ring(field, ring, core, stride, radius, restore):
 
 
 @hot
-def _unwind(u, v, c, mu, total, counts, core, stride, kz, kx, reach):
+def _unwind(u, v, c, mu, total, counts, core, stride, lap, reach):
     """v = u(t+1) becomes u(t-1) on the core; total += mu w there where the step counts."""
     width = lanes(u)
     for y in range(core[0], core[1]):
@@ -97,7 +97,7 @@ def _unwind(u, v, c, mu, total, counts, core, stride, kz, kx, reach):
         for x in range(core[2], core[3], width):
             i = row + x
             high = load(u, i + width)
-            w = bracket(u, i, low, here, high, stride, kz, kx, reach)
+            w = bracket(u, i, low, here, high, stride, lap, reach)
             if counts:
                 put(total, i, load(total, i) + load(mu, i) * w)
             leap(v, c, i, here, w)
@@ -126,8 +126,8 @@ def _wrap(u, part, box, stride, reach):
 
 @hot
 def march(
-    u, v, c, damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
-    inside, strips_x, strips_z, spans, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
+    u, v, c, damping, psi_x, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+    inside, strips_x, strips_z, spans, box, stride, lap, kz, kx, dz, dx, reach, sponge, free_surface,
     source_cell, source_point, source_weight, source_start, drive,
     receiver_cell, receiver_point, receiver_weight, receiver_start, records,
     origin, begin, end, stored, store, store_every, w_stride, ring, save_ring, core, leads, barrier, team,
@@ -137,7 +137,8 @@ def march(
     origin   the step of the first row of records and stored, a multiple of store_every
     drive    [source, step]       records  [step - origin, receiver], written
     u, v     fields at t = begin and t = begin - 1. After an odd number of steps they have changed places, and so have
-             psi and psi_next
+             psi_z and psi_z_next
+    lap      as `bracket` takes it; kz, kx, dz and dx are the weights of D2 and D1 of one axis, for the layers
     stored   [slot, z·x], the brackets of every store_every-th step from `origin`, written when `store`
     ring     [step, cell], the cells around the core, written when `save_ring`
     inside, strips_x, strips_z   where layers act: first and last+1 row and column of the cells no layer touches, first
@@ -158,23 +159,20 @@ def march(
                 now = step + level
                 if level % 2 == 1:
                     u, v = v, u
-                    psi_x, psi_x_next = psi_x_next, psi_x
                     psi_z, psi_z_next = psi_z_next, psi_z
                 _forward(
-                    u, v, c, damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z,
+                    u, v, c, damping, psi_x, zeta_x, psi_z, psi_z_next, zeta_z,
                     ax, bx, slope_x, az, bz, slope_z, inside, strips_x, strips_z, low, high, tile == 0,
-                    box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
+                    box, stride, lap, kz, kx, dz, dx, reach, sponge, free_surface,
                     source_cell, source_point, source_weight, source_start, drive,
                     receiver_cell, receiver_point, receiver_weight, receiver_start, records,
                     origin, now, stored, store, store_every, w_stride, ring, save_ring, core, leads, team,
                 )  # fmt: skip
                 if level % 2 == 1:
                     u, v = v, u
-                    psi_x, psi_x_next = psi_x_next, psi_x
                     psi_z, psi_z_next = psi_z_next, psi_z
         if many % 2 == 1:
             u, v = v, u
-            psi_x, psi_x_next = psi_x_next, psi_x
             psi_z, psi_z_next = psi_z_next, psi_z
         step += many
         meet(barrier, team, step - begin)
@@ -183,8 +181,8 @@ def march(
 
 @hot
 def _forward(
-    u, v, c, damping, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
-    inside, strips_x, strips_z, low, high, first, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
+    u, v, c, damping, psi_x, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+    inside, strips_x, strips_z, low, high, first, box, stride, lap, kz, kx, dz, dx, reach, sponge, free_surface,
     source_cell, source_point, source_weight, source_start, drive,
     receiver_cell, receiver_point, receiver_weight, receiver_start, records,
     origin, step, stored, store, store_every, w_stride, ring, save_ring, core, leads, team,
@@ -204,20 +202,20 @@ def _forward(
     part = _clipped(inside[0], inside[1], low, high, inside[2], inside[3])
     if sponge:
         if keep:
-            sponge_layer(u, v, c, damping, w_out, w_stride, KEEP, part, stride, kz, kx, reach)
+            sponge_layer(u, v, c, damping, w_out, w_stride, KEEP, part, stride, lap, reach)
         else:
-            sponge_layer(u, v, c, damping, w_out, w_stride, DROP, part, stride, kz, kx, reach)
+            sponge_layer(u, v, c, damping, w_out, w_stride, DROP, part, stride, lap, reach)
     else:
         if keep:
-            interior(u, v, c, w_out, w_stride, KEEP, part, stride, kz, kx, reach)
+            interior(u, v, c, w_out, w_stride, KEEP, part, stride, lap, reach)
             layers(
-                u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+                u, v, c, psi_x, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
                 w_out, w_stride, KEEP, part, strips_x, strips_z, low, high, stride, kz, kx, dz, dx, reach,
             )  # fmt: skip
         else:
-            interior(u, v, c, w_out, w_stride, DROP, part, stride, kz, kx, reach)
+            interior(u, v, c, w_out, w_stride, DROP, part, stride, lap, reach)
             layers(
-                u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+                u, v, c, psi_x, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
                 w_out, w_stride, DROP, part, strips_x, strips_z, low, high, stride, kz, kx, dz, dx, reach,
             )  # fmt: skip
     for n in range(source_start[low], source_start[high]):
@@ -232,7 +230,7 @@ def _forward(
 @hot
 def march_back(
     mu, v, c, damping, p_x, z_x, p_z, z_z, ax, bx, slope_x, az, bz, slope_z, t, flow, lift,
-    inside, strips_x, strips_z, spans, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
+    inside, strips_x, strips_z, spans, box, stride, lap, kz, kx, dz, dx, reach, sponge, free_surface,
     source_cell, source_point, source_weight, source_start, source_product, drive, drive_gradient,
     receiver_cell, receiver_point, receiver_weight, receiver_start, residual,
     origin, begin, end, stored, store_every, w_stride, total,
@@ -265,7 +263,7 @@ def march_back(
                 counts = (step - origin) % store_every == 0
                 if rebuild:
                     _rewind(
-                        field, field_next, c, mu, total, counts, ring, core, box, stride, kz, kx, reach, free_surface,
+                        field, field_next, c, mu, total, counts, ring, core, box, stride, lap, reach, free_surface,
                         source_cell, source_point, source_weight, drive, step,
                     )  # fmt: skip
                 elif counts:
@@ -273,7 +271,7 @@ def march_back(
                     _correlate(mu, stored[slot], w_stride, total, low, high, box, stride)
                 _backward(
                     mu, v, c, damping, p_x, z_x, p_z, z_z, ax, bx, slope_x, az, bz, slope_z, t, flow, lift,
-                    inside, strips_x, strips_z, low, high, tile == 0, box, stride, kz, kx, dz, dx, reach,
+                    inside, strips_x, strips_z, low, high, tile == 0, box, stride, lap, kz, kx, dz, dx, reach,
                     sponge, free_surface, source_cell, source_point, source_weight, source_start, source_product,
                     drive_gradient, receiver_cell, receiver_point, receiver_weight, receiver_start, residual,
                     step, total, w_stride, leads, team,
@@ -290,12 +288,12 @@ def march_back(
 
 @hot
 def _rewind(
-    field, field_next, c, mu, total, counts, ring, core, box, stride, kz, kx, reach, free_surface,
+    field, field_next, c, mu, total, counts, ring, core, box, stride, lap, reach, free_surface,
     source_cell, source_point, source_weight, drive, step,
 ):  # fmt: skip
     """Run the wavefield one step backwards in the core: field_next becomes the one before `field`."""
     _ring(field, ring[step], core, stride, np.uint64(len(reach)), True)
-    _unwind(field, field_next, c, mu, total, counts, core, stride, kz, kx, reach)
+    _unwind(field, field_next, c, mu, total, counts, core, stride, lap, reach)
     for n in range(source_cell.size):
         i = source_cell[n]
         field_next[i] += c[i] * (source_weight[n] * drive[source_point[n], step])
@@ -306,7 +304,7 @@ def _rewind(
 @hot
 def _backward(
     mu, v, c, damping, p_x, z_x, p_z, z_z, ax, bx, slope_x, az, bz, slope_z, t, flow, lift,
-    inside, strips_x, strips_z, low, high, first, box, stride, kz, kx, dz, dx, reach, sponge, free_surface,
+    inside, strips_x, strips_z, low, high, first, box, stride, lap, kz, kx, dz, dx, reach, sponge, free_surface,
     source_cell, source_point, source_weight, source_start, source_product, drive_gradient,
     receiver_cell, receiver_point, receiver_weight, receiver_start, residual, step, total, w_stride, leads, team,
 ):  # fmt: skip
@@ -321,9 +319,9 @@ def _backward(
         drive_gradient[source_point[n], step] += product
     part = _clipped(inside[0], inside[1], low, high, inside[2], inside[3])
     if sponge:
-        sponge_layer(mu, v, c, damping, total, w_stride, DROP, part, stride, kz, kx, reach)
+        sponge_layer(mu, v, c, damping, total, w_stride, DROP, part, stride, lap, reach)
     else:
-        interior(mu, v, c, total, w_stride, DROP, part, stride, kz, kx, reach)
+        interior(mu, v, c, total, w_stride, DROP, part, stride, lap, reach)
         for sx in range(strips_x.shape[0]):
             edge = (part[0], part[1], strips_x[sx, 0], strips_x[sx, 1])
             adjoint_edge_x(mu, v, c, p_x, z_x, ax, bx, slope_x, edge, stride, kz, kx, dx, reach)

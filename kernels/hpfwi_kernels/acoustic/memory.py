@@ -100,7 +100,7 @@ def cells_of(padded: tuple[int, ...], scheme: Scheme) -> Cells:
     if len(padded) == 2:
         layout = Layout(rows=padded[0], columns=padded[1], radius=scheme.radius)
         size = layout.size
-        return Cells(size, layout.rows * layout.width, STATE_FIELDS * size, forward=8 * size, adjoint=10 * size)
+        return Cells(size, layout.rows * layout.width, STATE_FIELDS * size, forward=7 * size, adjoint=10 * size)
     stack = Stack(planes=padded[0], rows=padded[1], columns=padded[2], radius=scheme.radius)
     fields = forward_sizes(stack, forward_layers(stack, scheme))
     return Cells(

@@ -9,7 +9,7 @@ A tuple `reach` of R ones selects the order: its length is part of its type, so 
 import numpy as np
 
 from hpfwi_kernels.compiling import hot
-from hpfwi_kernels.vectors import lanes, left, load, put, right, stream
+from hpfwi_kernels.vectors import ahead, behind, lanes, left, load, put, right, stream
 
 MARGIN = 16
 LANES = 16
@@ -76,9 +76,50 @@ def row_second(field, i, low, here, high, k, reach):
 
 
 @hot
-def bracket(u, i, low, here, high, stride, kz, kx, reach):
-    """The Laplacian at the vector of cell i."""
-    return column_second(u, i, stride, here, kz, reach) + row_second(u, i, low, here, high, kx, reach)
+def terms_first(low, here, high, d, reach):
+    """D1 along the row of vectors that are in registers only."""
+    total = d[0] * (ahead(here, high, 1) - behind(low, here, 1))
+    if len(reach) > 1:
+        total = total + d[1] * (ahead(here, high, 2) - behind(low, here, 2))
+    if len(reach) > 2:
+        total = total + d[2] * (ahead(here, high, 3) - behind(low, here, 3))
+    if len(reach) > 3:
+        total = total + d[3] * (ahead(here, high, 4) - behind(low, here, 4))
+    return total
+
+
+@hot
+def terms_second(low, here, high, k, reach):
+    """D2 along the row of vectors that are in registers only."""
+    total = k[0] * here + k[1] * (ahead(here, high, 1) + behind(low, here, 1))
+    if len(reach) > 1:
+        total = total + k[2] * (ahead(here, high, 2) + behind(low, here, 2))
+    if len(reach) > 2:
+        total = total + k[3] * (ahead(here, high, 3) + behind(low, here, 3))
+    if len(reach) > 3:
+        total = total + k[4] * (ahead(here, high, 4) + behind(low, here, 4))
+    return total
+
+
+@hot
+def bracket(u, i, low, here, high, stride, lap, reach):
+    """The Laplacian at the vector of cell i; lap = (weight of the cell itself, weights along z, weights along x)."""
+    centre, z, x = lap
+    total = centre * here + z[0] * (load(u, i + stride) + load(u, i - stride))
+    total = total + x[0] * (right(u, i, here, high, 1) + left(u, i, low, here, 1))
+    if len(reach) > 1:
+        far = stride + stride
+        total = total + z[1] * (load(u, i + far) + load(u, i - far))
+        total = total + x[1] * (right(u, i, here, high, 2) + left(u, i, low, here, 2))
+    if len(reach) > 2:
+        far = stride + stride + stride
+        total = total + z[2] * (load(u, i + far) + load(u, i - far))
+        total = total + x[2] * (right(u, i, here, high, 3) + left(u, i, low, here, 3))
+    if len(reach) > 3:
+        far = stride + stride + stride + stride
+        total = total + z[3] * (load(u, i + far) + load(u, i - far))
+        total = total + x[3] * (right(u, i, here, high, 4) + left(u, i, low, here, 4))
+    return total
 
 
 @hot
@@ -93,7 +134,7 @@ def leap(v, c, i, here, w):
 
 
 @hot
-def _interior_rows(u, v, c, w_out, w_stride, keep, y, second, part, stride, kz, kx, reach):
+def _interior_rows(u, v, c, w_out, w_stride, keep, y, second, part, stride, lap, reach):
     """Update rows y and `second` of the part, together: the rows that both stencils read are read once.
 
     The two may be the same row. It is then updated once, for what is written is written after everything is read.
@@ -105,8 +146,8 @@ def _interior_rows(u, v, c, w_out, w_stride, keep, y, second, part, stride, kz, 
     for x in range(part[2], part[3], width):
         i, j = row + x, below + x
         high, high_below = load(u, i + width), load(u, j + width)
-        w = bracket(u, i, low, here, high, stride, kz, kx, reach)
-        w_below = bracket(u, j, low_below, here_below, high_below, stride, kz, kx, reach)
+        w = bracket(u, i, low, here, high, stride, lap, reach)
+        w_below = bracket(u, j, low_below, here_below, high_below, stride, lap, reach)
         if len(keep) > 1:
             _keep_bracket(w_out, w_stride, y, x, w, reach)
             _keep_bracket(w_out, w_stride, second, x, w_below, reach)
@@ -119,17 +160,17 @@ def _interior_rows(u, v, c, w_out, w_stride, keep, y, second, part, stride, kz, 
 
 
 @hot
-def interior(u, v, c, w_out, w_stride, keep, part, stride, kz, kx, reach):
+def interior(u, v, c, w_out, w_stride, keep, part, stride, lap, reach):
     """v(t-1) becomes v(t+1) = c lap u + 2 u - v on the cells of the part (first and last+1 row and column)."""
     for first in range(part[2], part[3], COLUMNS):
         piece = (part[0], part[1], first, min(first + COLUMNS, part[3]))
         for y in range(part[0], part[1], TWO):
             second = min(y + np.uint64(1), part[1] - np.uint64(1))
-            _interior_rows(u, v, c, w_out, w_stride, keep, y, second, piece, stride, kz, kx, reach)
+            _interior_rows(u, v, c, w_out, w_stride, keep, y, second, piece, stride, lap, reach)
 
 
 @hot
-def sponge_layer(u, v, c, damping, w_out, w_stride, keep, part, stride, kz, kx, reach):
+def sponge_layer(u, v, c, damping, w_out, w_stride, keep, part, stride, lap, reach):
     """v(t-1) becomes c lap u + (2 - k) u - (1 - k) v."""
     width = lanes(u)
     for y in range(part[0], part[1]):
@@ -138,7 +179,7 @@ def sponge_layer(u, v, c, damping, w_out, w_stride, keep, part, stride, kz, kx, 
         for x in range(part[2], part[3], width):
             i = row + x
             high = load(u, i + width)
-            w = bracket(u, i, low, here, high, stride, kz, kx, reach)
+            w = bracket(u, i, low, here, high, stride, lap, reach)
             if len(keep) > 1:
                 _keep_bracket(w_out, w_stride, y, x, w, reach)
             before = load(v, i)
@@ -154,8 +195,8 @@ def _layer(plain, q, dpsi, a, b, slope, psi, zeta):
 
 
 @hot
-def _edge_x(u, v, c, psi, psi_next, zeta, a, b, slope, w_out, w_stride, keep, part, stride, kz, kx, d, reach):
-    """The update where only the lateral C-PML acts. psi arrays hold a·psi."""
+def _edge_x(u, v, c, psi, zeta, a, b, slope, w_out, w_stride, keep, part, stride, kz, kx, d, reach):
+    """The update where only the lateral C-PML acts. psi holds a·psi and is read before it is written."""
     width = lanes(u)
     for y in range(part[0], part[1]):
         row = y * stride
@@ -167,10 +208,10 @@ def _edge_x(u, v, c, psi, psi_next, zeta, a, b, slope, w_out, w_stride, keep, pa
             t, change, memory = _layer(
                 row_second(u, i, low, here, high, kx, reach),
                 row_first(u, i, low, here, high, d, reach),
-                row_first(psi, i, psi_low, psi_here, psi_high, d, reach),
+                terms_first(psi_low, psi_here, psi_high, d, reach),
                 load(a, x), load(b, x), load(slope, x), psi_here, load(zeta, i),
             )  # fmt: skip
-            put(psi_next, i, memory)
+            put(psi, i, memory)
             put(zeta, i, change)
             w = column_second(u, i, stride, here, kz, reach) + (t + change)
             if len(keep) > 1:
@@ -207,7 +248,7 @@ def _edge_z(u, v, c, psi, psi_next, zeta, a, b, slope, w_out, w_stride, keep, pa
 
 @hot
 def _corner(
-    u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+    u, v, c, psi_x, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
     w_out, w_stride, keep, part, stride, kz, kx, dz, dx, reach,
 ):  # fmt: skip
     """The update where both layers act."""
@@ -222,10 +263,10 @@ def _corner(
             t_x, change_x, memory_x = _layer(
                 row_second(u, i, low, here, high, kx, reach),
                 row_first(u, i, low, here, high, dx, reach),
-                row_first(psi_x, i, psi_low, psi_here, psi_high, dx, reach),
+                terms_first(psi_low, psi_here, psi_high, dx, reach),
                 load(ax, x), load(bx, x), load(slope_x, x), psi_here, load(zeta_x, i),
             )  # fmt: skip
-            put(psi_x_next, i, memory_x)
+            put(psi_x, i, memory_x)
             put(zeta_x, i, change_x)
             t_z, change_z, memory_z = _layer(
                 column_second(u, i, stride, here, kz, reach),
@@ -245,7 +286,7 @@ def _corner(
 
 @hot
 def layers(
-    u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+    u, v, c, psi_x, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
     w_out, w_stride, keep, inside, strips_x, strips_z, low, high, stride, kz, kx, dz, dx, reach,
 ):  # fmt: skip
     """The update of the cells a C-PML touches in the rows low to high - 1; `keep` is KEEP or DROP.
@@ -255,7 +296,7 @@ def layers(
     for sx in range(strips_x.shape[0]):
         part = (inside[0], inside[1], strips_x[sx, 0], strips_x[sx, 1])
         _edge_x(
-            u, v, c, psi_x, psi_x_next, zeta_x, ax, bx, slope_x,
+            u, v, c, psi_x, zeta_x, ax, bx, slope_x,
             w_out, w_stride, keep, part, stride, kz, kx, dx, reach,
         )  # fmt: skip
     for sz in range(strips_z.shape[0]):
@@ -269,6 +310,6 @@ def layers(
         for sx in range(strips_x.shape[0]):
             corner = (top, bottom, strips_x[sx, 0], strips_x[sx, 1])
             _corner(
-                u, v, c, psi_x, psi_x_next, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
+                u, v, c, psi_x, zeta_x, psi_z, psi_z_next, zeta_z, ax, bx, slope_x, az, bz, slope_z,
                 w_out, w_stride, keep, corner, stride, kz, kx, dz, dx, reach,
             )  # fmt: skip

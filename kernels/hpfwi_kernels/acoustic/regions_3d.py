@@ -12,9 +12,8 @@ x keeps its neighbours in registers, so its memory is updated in place.
 
 import numpy as np
 
-from hpfwi_kernels.acoustic.adjoint_regions import _terms_first, _terms_second
 from hpfwi_kernels.acoustic.prefetching import prefetch
-from hpfwi_kernels.acoustic.regions import column_first, column_second, row_first, row_second
+from hpfwi_kernels.acoustic.regions import column_first, column_second, row_first, row_second, terms_first, terms_second
 from hpfwi_kernels.compiling import hot
 from hpfwi_kernels.vectors import lanes, load, put, stream, unpack
 
@@ -94,7 +93,7 @@ def layer_along(
             decay, gain = load(a, x), load(b, x)
             plain = row_second(u, i, low, here, high, k, reach)
             q = row_first(u, i, low, here, high, d, reach)
-            more = gain * plain + (load(slope, x) * q + _terms_first(psi_low, psi_here, psi_high, d, reach))
+            more = gain * plain + (load(slope, x) * q + terms_first(psi_low, psi_here, psi_high, d, reach))
             change = gain * (plain + more) + decay * load(zeta, j)
             put(psi, j, decay * (gain * q + psi_here))
             put(zeta, j, change)
@@ -216,11 +215,11 @@ def adjoint_along(mu, w, p, z, a, b, slope, corner, rows, width, stride, packed,
             prefetch(z, j + ahead)
             # b = 0 after the strip, whatever p and z hold there.
             high, t_high, flow_high, lift_high = _along_terms(mu, p, z, b, slope, i + step, j + step, x + step)
-            gained = _terms_second(lift_low, lift, lift_high, k, reach) - _terms_first(
+            gained = terms_second(lift_low, lift, lift_high, k, reach) - terms_first(
                 flow_low, flow, flow_high, d, reach
             )
             decay = load(a, x)
-            new_p = decay * (load(p, j) - _terms_first(t_low, t, t_high, d, reach))
+            new_p = decay * (load(p, j) - terms_first(t_low, t, t_high, d, reach))
             put(z, j, decay * (here + load(z, j)))
             put(p, j, new_p)
             put(w, o, load(w, o) + gained)
