@@ -36,5 +36,7 @@ def test_laplacian_has_the_weights_of_its_axes(order: int, spacing_m: tuple[floa
 
 
 def test_float64_weights_are_the_sums_of_the_axes() -> None:
-    centre, z, x = rounded_laplacian(4, (1.0, 1.0), np.dtype(np.float64))
-    np.testing.assert_allclose([centre, *z, *x], [-5, 4 / 3, -1 / 12, 0, 0, 4 / 3, -1 / 12, 0, 0], rtol=1e-15)
+    centre, *axes = rounded_laplacian(4, (1.0, 1.0), np.dtype(np.float64))
+    np.testing.assert_allclose(
+        [centre, *axes[0], *axes[1]], [-5, 4 / 3, -1 / 12, 0, 0, 4 / 3, -1 / 12, 0, 0], rtol=1e-15
+    )
