@@ -158,12 +158,11 @@ def inspect(
         typer.echo(line)
     if findings.statistics:
         path = figure or Path(f"{source.resolve().stem}.png")
-        _preview(pairs, path)
+        _preview(pairs, path, source.resolve().name)
         typer.echo(f"Preview      {path}")
     if findings.defects:
-        raise DataError(
-            f"{source} has {len(findings.defects)} kinds of defects, listed above: mend them at the source."
-        )
+        kinds = len(findings.defects)
+        raise DataError(f"{source} has {kinds} kind{'s' * (kinds > 1)} of defects, listed above: mend at the source.")
 
 
 @_verb
@@ -261,8 +260,8 @@ def _found(findings: Findings) -> list[str]:
     return [*lines, *(f"DEFECT       {defect}" for defect in findings.defects)]
 
 
-def _preview(pairs: Any, path: Path) -> None:
-    """Draw pairs from all over the set."""
+def _preview(pairs: Any, path: Path, name: str) -> None:
+    """Draw pairs from all over the set that is called so."""
     import numpy as np
 
     from hpfwi.figures.pairs import SAMPLES, draw_pairs
@@ -276,7 +275,7 @@ def _preview(pairs: Any, path: Path) -> None:
             continue  # the inspection has said so
     if read:
         records, models = (np.concatenate([one[part] for one in read]) for part in (1, 2))
-        draw_pairs(path, records, models, [one[0] for one in read], pairs.physics, f"{pairs.family}, {path.stem}")
+        draw_pairs(path, records, models, [one[0] for one in read], pairs.physics, f"{pairs.family}, {name}")
 
 
 def _threads(threads: int | None) -> int:

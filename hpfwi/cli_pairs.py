@@ -56,8 +56,8 @@ def shapes_of(records_shape: str | None, model_shape: str | None) -> dict[str, A
             if len(sizes) != count or min(sizes) < 1:
                 option = name.replace("_", "-")
                 raise ConfigError(
-                    f"--{option} {text} is no shape: give {count} whole numbers, such as {'70,' * count}".rstrip(",")
-                    + "."
+                    f"--{option} {text} is no shape: give {count} whole numbers, such as "
+                    f"{'5,1000,70' if count == 3 else '70,70'}."
                 )
             shapes[name] = sizes
     return shapes

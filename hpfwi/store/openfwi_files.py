@@ -229,7 +229,12 @@ def _open_pair(
     records_path: Path, models_path: Path, records_shape: Sequence[int], model_shape: Sequence[int]
 ) -> tuple[NpyFile, NpyFile]:
     records, models = open_npy(records_path), open_npy(models_path)
-    if records.shape[1:] != tuple(records_shape) or records.dtype.kind != "f":
+    if records.dtype.kind != "f":
+        raise DataError(
+            f"{records_path} holds {records.dtype}: records are amplitudes in float32; bring them to their own scale "
+            "and save them as that."
+        )
+    if records.shape[1:] != tuple(records_shape):
         raise DataError(
             f"{records_path} is {records.dtype}{list(records.shape)}: records must be float32[n, "
             f"{', '.join(map(str, records_shape))}] (sample, shot, time, receiver), or --records-shape another."

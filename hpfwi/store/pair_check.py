@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hpfwi.errors import DataError
 from hpfwi.store.pair_manifest import ARRAYS, layouts_of
-from hpfwi.store.pair_values import statistics_of, sums_of
+from hpfwi.store.pair_values import SLOWEST_PLAUSIBLE_MPS, statistics_of, sums_of
 
 Progress = Callable[[int, int], None]
 
@@ -73,6 +73,7 @@ class _Block:
     unreadable: dict[str, list[int]] = field(default_factory=dict)
     not_finite: list[int] = field(default_factory=list)
     not_positive: list[int] = field(default_factory=list)
+    too_slow: list[int] = field(default_factory=list)
     constant: list[int] = field(default_factory=list)
     silent: list[int] = field(default_factory=list)
     mismatched: list[int] = field(default_factory=list)
@@ -84,7 +85,7 @@ class _Block:
             self.sums[name] += later.sums[name]
         for sentence, samples in later.unreadable.items():
             self.unreadable.setdefault(sentence, []).extend(samples)
-        for attribute in ("not_finite", "not_positive", "constant", "silent", "mismatched", "digests"):
+        for attribute in ("not_finite", "not_positive", "too_slow", "constant", "silent", "mismatched", "digests"):
             getattr(self, attribute).extend(getattr(later, attribute))
 
 
@@ -151,8 +152,10 @@ def _look(pairs: Pairs, samples: range) -> _Block:
     sound = np.isfinite(records).all(axis=(1, 2, 3)) & np.isfinite(models).all(axis=(1, 2))
     numbers = np.asarray(samples)
     block.not_finite = numbers[~sound].tolist()
-    block.not_positive = numbers[sound & (models.min(axis=(1, 2)) <= 0)].tolist()
-    block.constant = numbers[sound & (models.min(axis=(1, 2)) == models.max(axis=(1, 2)))].tolist()
+    low, high = models.min(axis=(1, 2)), models.max(axis=(1, 2))
+    block.not_positive = numbers[sound & (low <= 0)].tolist()
+    block.too_slow = numbers[sound & (low > 0) & (high < SLOWEST_PLAUSIBLE_MPS)].tolist()
+    block.constant = numbers[sound & (low == high)].tolist()
     block.silent = numbers[sound & (~np.any(records, axis=(2, 3))).any(axis=1)].tolist()
     gap = source_velocity_gap(records, models, pairs.physics)
     if gap is not None:
@@ -195,6 +198,7 @@ def _findings(pairs: Pairs, seen: _Block) -> Findings:
     for where, what in (
         (seen.not_finite, "NaN or infinity in {}."),
         (seen.not_positive, "Velocities that are not positive in {}."),
+        (seen.too_slow, f"Models below {SLOWEST_PLAUSIBLE_MPS:g} m/s everywhere, as if in km/s, in {{}}."),
     ):
         found.defects += [what.format(_listed(where))] if where else []
     for where, what in (

@@ -98,7 +98,7 @@ def test_a_damaged_shard_is_named(source: Path, undrawn: None) -> None:
     result = run("inspect", "a.zarr")
     assert result.exit_code == 3
     assert "DEFECT       50 samples (100, 101, 102, 103, …) cannot be read: Shard a.zarr/records/c/2" in result.stdout
-    assert result.stderr.startswith("a.zarr has 1 kinds of defects, listed above")
+    assert result.stderr.startswith("a.zarr has 1 kind of defects, listed above")
 
 
 def test_what_cannot_be_converted_is_said_in_one_sentence(source: Path) -> None:

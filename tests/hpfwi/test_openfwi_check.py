@@ -99,6 +99,11 @@ def test_everything_odd_is_found(pairs: Listed, monkeypatch: pytest.MonkeyPatch)
         ]
 
 
+def test_models_in_km_per_s_are_found_before_they_are_converted(pairs: Listed) -> None:
+    pairs.models[[1, 4]] /= 1000
+    assert inspect_pairs(pairs).defects == ["Models below 20 m/s everywhere, as if in km/s, in 2 samples (1, 4)."]
+
+
 def test_records_paired_with_the_next_model_are_noticed(pairs: Listed) -> None:
     pairs.models = np.roll(pairs.models, 1, axis=0)
     (remark,) = inspect_pairs(pairs).remarks

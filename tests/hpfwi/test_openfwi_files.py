@@ -216,7 +216,7 @@ MALFORMED = {
         saved(np.ones((2, 2, 20, 5), "f4")),
         r"float32\[2, 2, 20, 5\]: records must be float32\[n, 2, 20",
     ),
-    "integers": (saved(GOOD.astype(np.int32)), r"is int32\[2, 2, 20, 6\]: records must be float32"),
+    "integers": (saved(GOOD.astype(np.int32)), "holds int32: records are amplitudes in float32"),
     "another number": (saved(np.ones((3, *RECORDS), "f4")), r"holds 3 samples and .*model1\.npy 2: they are no pair"),
 }
 
