@@ -1,4 +1,4 @@
-"""`hpfwi train`, `evaluate`, `predict` and `compare`: networks that map records to velocities."""
+"""`hpfwi train`, `evaluate`, `predict`, `compare` and `export`: networks that map records to velocities."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Split = Annotated[str, typer.Option("--split", help="Samples to score: a split o
 def register(app: typer.Typer) -> None:
     """Make the functions of this file commands of `hpfwi`."""
     verb = verb_of(app)
-    for function in (train, evaluate, predict, compare):
+    for function in (train, evaluate, predict, compare, export):
         verb(function)
 
 
@@ -58,6 +58,10 @@ def train(
     ],
     data: Annotated[
         str | None, typer.Option("--data", metavar="PATH.zarr", help="Pairs to train on, made by `hpfwi data`.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="RUN|FILE", help="Begin with a run's best weights, or with exported ones."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -87,7 +91,7 @@ def train(
 
     if resume:
         raise ConfigError(f"A training run is resumed like every other: `hpfwi resume {source}`.")
-    named = {"data.pairs": data, "name": name}
+    named = {"data.pairs": data, "training.initial_weights": weights, "name": name}
     texts = [f"{option}={toml_value(value)}" for option, value in named.items() if value is not None]
     texts += [] if workers is None else [f"cluster.workers={workers}"]
     config, _ = load_train_config(source, [*(overrides or []), *texts])
@@ -100,11 +104,27 @@ def train(
     store = open_pairs(config.data.pairs)
     config = resolved(config, store)
     require_trainable(config, store)
+    _require_weights(config, parent / config.name)
     for line in _scales(config):
         typer.echo(line)
     facts = environment(["hpfwi", *sys.argv[1:]])
     with RunFolder.create(config, config.name, parent=parent, environment=facts, overwrite=overwrite) as run:
         _drive(config, run, going_on=False)
+
+
+def _require_weights(config: TrainConfig, folder: Path) -> None:
+    """Raise ConfigError or DataError, before a folder is made, where the run cannot begin with the weights it names."""
+    from hpfwi.networks.build import build_network
+    from hpfwi.training.weights import read_weights
+
+    if config.training.initial_weights is None:
+        return
+    path = Path(config.training.initial_weights)
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"The weights {path} would be deleted with the run that this one replaces; take another --name."
+        )
+    read_weights(path).put_into(build_network(config.network), config.network)
 
 
 def resume_training(run: RunFolder, overrides: list[str]) -> None:
@@ -230,6 +250,25 @@ def compare(
     for line in as_text(compare_runs(runs, split, out=out)):
         typer.echo(line)
     typer.echo(f"Wrote {out}")
+
+
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Argument(metavar="OUT.SAFETENSORS", help="File to write.")],
+    checkpoint: Checkpoint = Which.best,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
+) -> None:
+    """Write the weights of a trained network as one safetensors file.
+
+    They are the network's torch state dict, with its name and scales in the header: to hand on, to load without
+    hpfwi's run folder, or to begin another run with (`hpfwi train --weights`).
+    """
+    from hpfwi.training.weights import export as export_weights
+
+    written = export_weights(run, out, which=checkpoint.value, overwrite=overwrite)
+    typer.echo(
+        f"Wrote {written.config.network.name} after step {written.step} ({written.parameters:,} parameters) to {out}"
+    )
 
 
 def _counted() -> Callable[[int, int], None]:

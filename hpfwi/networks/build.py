@@ -35,7 +35,9 @@ class NetworkChoice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: NetworkName = Field(default="amfms", description="The network.")
-    seed: int = Field(default=0, ge=0, description="Seed of the first weights; nothing else decides them.")
+    seed: int = Field(
+        default=0, ge=0, description="Seed of the first weights, where training.initial_weights names no others."
+    )
     width: float = Field(
         default=1.0,
         gt=0,

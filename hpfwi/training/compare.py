@@ -39,7 +39,8 @@ class Row:
 def compare(runs: Sequence[Path], split: str = "test", *, out: Path = Path("comparison.png")) -> list[Row]:
     """The rows of runs that were evaluated on the same samples of the same store; draws the figure `out`.
 
-    raises      ConfigError: fewer than two runs; DataError: a run was not evaluated, or on other samples
+    raises      ConfigError: fewer than two runs; DataError: a run was not evaluated, or on other samples; a disk that
+                refuses
     """
     if len(runs) < 2:
         raise ConfigError(f"{len(runs)} run cannot be compared; give two or more.")
@@ -57,13 +58,18 @@ def compare(runs: Sequence[Path], split: str = "test", *, out: Path = Path("comp
         means = {name: mean_of(scores[name]) for name in SHOWN}
         scale = summary.get("scale", summary["normalisation"])
         rows.append(Row(_label(runs, number), summary["network"], summary["parameters"], scale, means, changes))
-    draw_comparison(
-        out,
-        [row.name for row in rows],
-        {name: [scores[name] for _, _, scores in found] for name in SHOWN[:4]},
-        f"{len(first_samples)} samples of {Path(first_summary['store']).name}, {split}: "
-        "line median, diamond mean, box middle half, whiskers 5 to 95 %",
-    )
+    try:
+        draw_comparison(
+            out,
+            [row.name for row in rows],
+            {name: [scores[name] for _, _, scores in found] for name in SHOWN[:4]},
+            f"{len(first_samples)} samples of {Path(first_summary['store']).name}, {split}: "
+            "line median, diamond mean, box middle half, whiskers 5 to 95 %",
+        )
+    except OSError as error:
+        raise DataError(
+            f"{out} cannot be written ({error.strerror or error}); choose another place with --out."
+        ) from error
     return rows
 
 

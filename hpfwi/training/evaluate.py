@@ -22,7 +22,7 @@ from hpfwi.training.metrics import Scores, published_scores, scores_in_mps
 from hpfwi.training.normalise import scale_in_words
 from hpfwi.training.pictures import draw_predictions, draw_profiles
 from hpfwi.training.settings import VALIDATION, TrainConfig, samples_of, split_of
-from hpfwi.training.trained import Trained, Which, open_trained
+from hpfwi.training.trained import Trained, Which, open_trained, pairs_of
 
 CONFIDENCE = 0.95
 EVALUATION = "evaluation"
@@ -75,17 +75,18 @@ def evaluate(
 
     split       of the store, or 'validation', the samples that validated the training
     which       checkpoint
-    data        another store than the one the network was trained on
+    data        another store than the one the network was trained on, or the place where that one lies now
     lpips       weights of the perceptual distance (see `hpfwi.training.lpips`); None: it is not computed
     progress    told after every part how many samples of how many are done
 
     raises      ConfigError: no such split, or it holds samples that trained; DataError: another shape of records,
-                weights that cannot be used
+                weights that cannot be used, a disk that refuses
     """
     perceptual = None if lpips is None else read_lpips(lpips)
     trained = open_trained(run, which, device=device)
     store = open_pairs(data or trained.config.data.pairs)
-    samples = _samples(trained.config, store, split, own=data is None)
+    own = data is None or pairs_of(run) == store.manifest["sha256"]  # which may lie elsewhere by now
+    samples = _samples(trained.config, store, split, own=own)
     if store.model_shape != trained.config.network.model_shape:
         raise DataError(
             f"{store.path} has models of {list(store.model_shape)} cells and the network writes "
@@ -98,7 +99,7 @@ def evaluate(
         parts.append(_all_scores(trained.config, predicted, true, perceptual))
         progress(first + len(part), len(samples))
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    name = split if data is None else f"{split}-of-{store.path.stem}"
+    name = split if own else f"{split}-of-{store.path.stem}"
     folder = run / EVALUATION / name
     means = {name: mean_of(values) for name, values in scores.items()}
     scale = scale_in_words(trained.config.training.normalisation)
@@ -120,11 +121,16 @@ def evaluate(
         "means": {name: _finite(asdict(mean)) for name, mean in found.means.items()},
     }
     title = f"{trained.config.name} on {store.family}, {split}, after step {trained.step}"
-    with new_folder(folder, overwrite=True) as temporary:
-        temporary.mkdir()
-        (temporary / "scores.csv").write_text(_as_csv(found), "utf-8")
-        (temporary / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", "utf-8")
-        _draw(trained, store, found, temporary, title)
+    try:
+        with new_folder(folder, overwrite=True) as temporary:
+            temporary.mkdir()
+            (temporary / "scores.csv").write_text(_as_csv(found), "utf-8")
+            (temporary / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", "utf-8")
+            _draw(trained, store, found, temporary, title)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written ({error.strerror or error}); make room or give write permission there."
+        ) from error
     return found
 
 

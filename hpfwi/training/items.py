@@ -8,7 +8,7 @@ from pathlib import Path
 from hpfwi.errors import DataError, NumericsError, RunClusterError
 from hpfwi.parallel import Abandoned, ClusterError, Group, GroupLost, ItemFailed, IterationResult, validation_iteration
 from hpfwi.training.means import joined
-from hpfwi.training.task import HALTED, TrainingTask, slice_sizes
+from hpfwi.training.task import HALTED, TrainingTask, listed, slice_sizes
 
 
 class Items:
@@ -81,8 +81,7 @@ class Items:
         if not isinstance(error, ItemFailed) or error.item is None or iteration < 0:
             return error
         epoch, step = divmod(iteration, self._task.batches.steps_per_epoch)
-        samples = self._task.batches.indices(epoch, step, error.item).tolist()
-        named = ", ".join(str(sample) for sample in samples[:8]) + (", …" if len(samples) > 8 else "")
+        named = listed(self._task.batches.indices(epoch, step, error.item))
         return RunClusterError(
             f"Samples {named} of step {iteration + 1} cannot be computed: {str(error).rstrip('.')}. The state before "
             f"is kept; `hpfwi resume {self._path}` goes on from there once the cause is gone."

@@ -47,6 +47,22 @@ def order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
     return found
 
 
+def mirrored(seed: int, epoch: int, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which samples an epoch shows mirrored, bool[sample]: each in every second epoch, about half of them in each.
+
+    samples     their numbers, in any order
+
+    >>> mirrored(7, 0, np.arange(8)).tolist()
+    [False, True, True, True, False, False, False, True]
+    >>> bool(np.any(mirrored(7, 1, np.arange(8)) == mirrored(7, 0, np.arange(8))))
+    False
+    """
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        start = _mixed(~np.array([seed], dtype=np.uint64) + _GAMMA)  # another stream than the order's
+        keys = _mixed(start + _GAMMA * (samples.astype(np.uint64) + np.uint64(1)))
+    return (keys & np.uint64(1)).astype(bool) ^ bool(epoch & 1)
+
+
 def steps_per_epoch(samples: int, batch: int) -> int:
     """Whole batches in an epoch; the samples that are left over are others in every epoch.
 

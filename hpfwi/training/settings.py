@@ -24,6 +24,7 @@ from hpfwi.parallel import ClusterSettings
 from hpfwi.store.openfwi import PairStore
 from hpfwi.training.batches import LoaderSettings, steps_per_epoch
 from hpfwi.training.losses import LossSettings
+from hpfwi.training.mirror import require_symmetric
 from hpfwi.training.normalise import NormalisationSettings
 from hpfwi.training.schedule import ScheduleSettings, learning_rate
 
@@ -70,6 +71,18 @@ class TrainingSettings(BaseModel):
         "are as short as the sums.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the order of samples and of the noise.")
+    initial_weights: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Weights to begin with in place of random ones: the folder of a training run, whose best "
+        "checkpoint counts, or a file that `hpfwi export` wrote. The network must be the same; the optimiser begins "
+        "afresh.",
+    )
+    mirror: bool = Field(
+        default=False,
+        description="Show every sample mirrored from left to right in every second epoch, half of them in each. Right "
+        "where sources and receivers are symmetric about the middle of the model, as OpenFWI's are to a cell.",
+    )
     records_noise: float = Field(
         default=0.0,
         ge=0,
@@ -208,7 +221,7 @@ def load_train_config(source: str | Path | None, overrides: Sequence[str] = ()) 
     """
     if source is not None and (Path(source) / "config.toml").is_file():
         raise ConfigError(f"{source} is a run folder; go on with `hpfwi resume {source}`, or give its config.toml.")
-    files = {"data.pairs": (TO_BE_GIVEN,)}
+    files = {"data.pairs": (TO_BE_GIVEN,), "training.initial_weights": ()}
     return load_settings(TrainConfig, source, overrides, recipes=training_recipe_names(), files=files)
 
 
@@ -289,7 +302,7 @@ def samples_of(config: TrainConfig, store: PairStore) -> tuple[range, range]:
 
 
 def require_trainable(config: TrainConfig, store: PairStore) -> None:
-    """Raise ConfigError where samples, network, learning rate or precision would end or spoil the run."""
+    """Raise ConfigError where samples, positions, network, learning rate or precision would end or spoil the run."""
     if config.training.precision == "bfloat16" and config.cluster.device != "cuda":
         # Seen with torch 2.13 on AMFMS: in about one step of ten, a plain convolution's weight gradient of up to 1e33.
         raise ConfigError(
@@ -297,6 +310,8 @@ def require_trainable(config: TrainConfig, store: PairStore) -> None:
             "now and then, which ruin a run without a sign; take 'float32'."
         )
     train, _ = samples_of(config, store)
+    if config.training.mirror:
+        require_symmetric(store.physics, store.model_shape[1], store.path)
     build_network(config.network)
     settings = config.training
     steps = steps_per_epoch(len(train), settings.batch)
@@ -304,7 +319,10 @@ def require_trainable(config: TrainConfig, store: PairStore) -> None:
 
 
 def split_of(store: PairStore, name: str) -> range:
-    """Samples of a split; raises ConfigError where the store has none of that name."""
+    """Samples of a split; raises ConfigError where the store has none of that name, or none in it."""
     if name not in store.splits:
         raise ConfigError(f"{store.path} has no split {name!r}; it has {', '.join(store.splits)}.")
+    if not store.splits[name]:
+        others = ", ".join(f"{other} {len(split)}" for other, split in store.splits.items() if split)
+        raise ConfigError(f"Split {name!r} of {store.path} is empty; it has {others}.")
     return store.splits[name]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpfwi.errors import NumericsError
+from hpfwi.errors import DataError, NumericsError
 from hpfwi.inversion.optimise import build_adam, load_optimiser_state, optimiser_state
 from hpfwi.networks.build import build_network
 from hpfwi.networks.velocitygan import VelocityGan
@@ -27,6 +27,8 @@ from hpfwi.training.halted_steps import HaltedStep
 from hpfwi.training.losses import loss_terms
 from hpfwi.training.means import SKIPPED
 from hpfwi.training.metrics import scores_in_mps
+from hpfwi.training.mirror import mirror
+from hpfwi.training.order import mirrored
 from hpfwi.training.replicas import (
     Replicas,
     largest_gradient,
@@ -44,8 +46,11 @@ from hpfwi.training.shared_norm import HaltedSlice, share_statistics
 from hpfwi.training.slice_loss import backward, edges_of, in_a_batch, terms_of
 from hpfwi.training.spikes import SpikeGuard
 from hpfwi.training.trained import AVERAGE, GUARD, NETWORK, OPTIMISER
+from hpfwi.training.weights import Weights
 
 _EXPONENT = "statistics_exponent"
+LISTED = 8
+"""Samples that a message names."""
 HALTED = "halted"
 """Among a slice's numbers: its array is what it halted with. In the state: prefix of the sums of a step so far."""
 
@@ -99,6 +104,12 @@ class TrainingTask:
         """What validation, evaluation and prediction use: the moving average of the weights, or the last ones."""
         return self.average if self.average is not None else weights_of(self.network)
 
+    def begin_with(self, weights: Weights) -> None:
+        """Make these the weights that the run begins with; raises ConfigError: they are those of another network."""
+        weights.put_into(self.network, self.config.network)
+        if self.average is not None:
+            self.average = {name: value.detach().clone() for name, value in weights_of(self.network).items()}
+
     def begin(self, step: int | None) -> None:
         """Get ready for the slices of a step, counted from 0 over the run, or of the validation (None)."""
         if step != self._step:
@@ -140,6 +151,8 @@ class TrainingTask:
         taken = self.batches.take(epoch, step, slot)
         waited_s = time.perf_counter() - started
         self._read_ahead(number, slot)
+        if self.settings.mirror:
+            mirror(taken.records, taken.models, mirrored(self.settings.seed, epoch, taken.indices))
         return taken, waited_s
 
     def _halted_gradient(
@@ -175,8 +188,11 @@ class TrainingTask:
         loss = sum(value for name, value in terms.items() if name not in ("critic", "penalty"))
         numbers = {"loss": loss, **terms, "samples": float(round(share * self.settings.batch))}
         if not np.isfinite(list(numbers.values())).all() or not np.isfinite(array).all():
-            step = (self._step or 0) % self.batches.steps_per_epoch
-            raise NumericsError(f"a loss of {loss} or a gradient that is not finite in slice {slot} of step {step}")
+            epoch, step = divmod(self._step or 0, self.batches.steps_per_epoch)
+            raise NumericsError(
+                f"a loss of {loss:g} or a gradient that is not finite in slice {slot} of step {step} of epoch "
+                f"{epoch + 1}, samples {listed(self.batches.indices(epoch, step, slot))}"
+            )
         skipped = {f"{SKIPPED}{name}": float(value) for name, value in asdict(self._guard.skipped).items()}
         return numbers | skipped | {"seconds": time.perf_counter() - started, "waited_s": waited_s}
 
@@ -305,11 +321,20 @@ def open_task(run: Path, *, ahead: int = 1, device: str = "cpu") -> TrainingTask
     raises      DataError, ConfigError: the store of pairs is not there, or does not fit the configuration
     """
     config, _ = load_train_config(run / "config.toml")
+    try:
+        store = open_pairs(config.data.pairs)
+    except DataError as error:
+        if Path(config.data.pairs).exists():
+            raise
+        raise DataError(
+            f"The pairs that {run} trains on are not at {config.data.pairs}: put them back, or write where they are "
+            f"now into data.pairs of {run / 'config.toml'}."
+        ) from error
     if device == "cuda":
         torch.backends.cudnn.deterministic = config.training.exact
         torch.backends.cudnn.benchmark = not config.training.exact
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.training.precision == "tf32"
-    return TrainingTask(config, open_pairs(config.data.pairs), ahead=ahead, device=device)
+    return TrainingTask(config, store, ahead=ahead, device=device)
 
 
 def slice_sizes(config: TrainConfig) -> list[int]:
@@ -317,6 +342,16 @@ def slice_sizes(config: TrainConfig) -> list[int]:
     settings = config.training
     whole = np.arange(settings.batch)
     return [len(slice_of(whole, slot, settings.slices)) for slot in range(settings.slices)]
+
+
+def listed(samples: NDArray[np.int64]) -> str:
+    """Numbers of samples for a message.
+
+    >>> listed(np.arange(3)), listed(np.arange(20))
+    ('0, 1, 2', '0, 1, 2, 3, 4, 5, 6, 7, …')
+    """
+    shown = samples.tolist()[:LISTED]
+    return ", ".join(map(str, shown)) + (", …" if len(samples) > LISTED else "")
 
 
 def _array(value: torch.Tensor) -> np.ndarray:

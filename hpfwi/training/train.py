@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from hpfwi.parallel import (
 )
 from hpfwi.progress import Progress, clock
 from hpfwi.training.forward import in_mps
+from hpfwi.training.idle import idle_workers
 from hpfwi.training.items import Items
 from hpfwi.training.means import EpochMeans, skipped_before
 from hpfwi.training.pictures import draw_predictions
@@ -34,8 +36,9 @@ from hpfwi.training.schedule import learning_rate
 from hpfwi.training.settings import TrainConfig
 from hpfwi.training.spikes import Skipped, skipped_of
 from hpfwi.training.task import HALTED, open_task
-from hpfwi.training.trained import GUARD, STATE
+from hpfwi.training.trained import GUARD, STATE, require_same_pairs
 from hpfwi.training.view import TrainingView, figure_path, forget_figures_after
+from hpfwi.training.weights import read_weights
 
 if TYPE_CHECKING:
     from hpfwi.run_folder import RunFolder
@@ -98,6 +101,8 @@ def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -
                 bar.went_back(run.done)
             else:
                 run.start()
+            if idle := idle_workers(config, cluster):
+                bar.say(idle)
 
             def stopped() -> Stopped:
                 folder.event("stop", iteration=run.done, reason=stop.reason)
@@ -158,16 +163,28 @@ class _Run:
     def start(self) -> None:
         """A new run: say what it trains on, and leave a checkpoint that a lost group can go back to."""
         task = self.task
-        self.folder.event("data", pairs=self.config.data.pairs, train=len(task.train), validation=len(task.validation))
+        self.folder.event(
+            "data",
+            pairs=self.config.data.pairs,
+            sha256=task.store.manifest["sha256"],
+            train=len(task.train),
+            validation=len(task.validation),
+        )
         self.say(
             f"Training {self.config.network.name} ({_parameters(task.network):,} parameters) on {len(task.train)} "
             f"samples, {len(task.validation)} validate; {self.settings.epochs} epochs of {self.per_epoch} steps of "
             f"{self.settings.batch} samples in {self.settings.slices} slices."
         )
+        if self.settings.initial_weights is not None:
+            weights = read_weights(Path(self.settings.initial_weights))
+            task.begin_with(weights)
+            self.folder.event("weights", path=str(weights.path), step=weights.step)
+            self.say(f"Beginning with the weights of {weights.in_words()}.")
         self._save(task.state())
 
     def restore(self) -> bool:
         """Take up the last good checkpoint; False where the run stopped before it had one."""
+        require_same_pairs(self.folder.path, self.task.store)
         found = checkpoints.load_latest(self.folder.checkpoints)
         if found is None:
             self._forget_after(0)
@@ -324,7 +341,12 @@ class _Run:
         predicted = in_mps(self.settings, self.task.predict(records), true)
         path = figure_path(self.folder.path, self.done)
         title = f"{self.config.name}: validation after epoch {self.done // self.per_epoch}"
-        draw_predictions(path, predicted, true, list(samples), self.task.store.physics, title)
+        try:
+            draw_predictions(path, predicted, true, list(samples), self.task.store.physics, title)
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be written ({error.strerror or error}); make room there and resume the run."
+            ) from error
         self.view.figure(path)
 
     def _save(self, state: State, *, score: float | None = None) -> None:

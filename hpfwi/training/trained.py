@@ -16,6 +16,7 @@ from hpfwi.checkpoints import Checkpoint
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.networks.build import build_network
 from hpfwi.run_folder import read_events
+from hpfwi.store.openfwi import PairStore
 from hpfwi.training.forward import velocities_of
 from hpfwi.training.replicas import put_weights, weights_of
 from hpfwi.training.settings import TrainConfig, is_training, load_train_config
@@ -59,12 +60,19 @@ class Trained:
                 f"Records of shape {list(records.shape)} do not fit this network; give [sample, shot, time, receiver] "
                 f"with {list(self.records_shape)} after the samples."
             )
+        # A layer may turn NaN into a number, and velocities would come out that look like any others.
+        sound = np.isfinite(records).all(axis=(1, 2, 3))
+        if not sound.all():
+            raise DataError(
+                f"Records number {int(np.argmin(sound))} of {len(records)} hold NaN or infinity; mend them or leave "
+                "them out."
+            )
         parts = list(self._parts(records))
         velocities = np.concatenate(parts)
         if not np.isfinite(velocities).all():
             raise DataError(
-                "The network's velocities are not finite for these records; look for NaN, infinity or amplitudes far "
-                "from those it was trained on."
+                "The network's velocities are not finite for these records; look for amplitudes far from those it was "
+                "trained on."
             )
         return velocities
 
@@ -80,8 +88,10 @@ def open_trained(run: Path, which: Which = "best", *, device: str = "cpu") -> Tr
     """The network of a training run, finished or not.
 
     which       the checkpoint with the least validation loss, or the last one
-    raises      ConfigError: not a training run; DataError: no checkpoint, or a damaged one
+    raises      ConfigError: not a training run, or no GPU for it; DataError: no checkpoint, or a damaged one
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda needs a GPU that torch can use and finds none; take --device cpu.")
     require_training(run)
     config, _ = load_train_config_of(run)
     found = _checkpoint(run, which)
@@ -92,6 +102,22 @@ def open_trained(run: Path, which: Which = "best", *, device: str = "cpu") -> Tr
     if config.training.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Trained(config, network, found.iteration, torch.device(device))
+
+
+def pairs_of(run: Path) -> str | None:
+    """sha256 of the manifest of the store that a run was trained on; None where it does not say."""
+    data = [event for event in read_events(run) if event["kind"] == "data"]
+    return data[-1].get("sha256") if data else None
+
+
+def require_same_pairs(run: Path, store: PairStore) -> None:
+    """Raise DataError where a store is not the one that a run began with, wherever that lay then."""
+    began_with, now = pairs_of(run), str(store.manifest["sha256"])
+    if began_with not in (None, now):
+        raise DataError(
+            f"{store.path} holds other pairs than {run} began with (sha256 {now[:12]}…, then {str(began_with)[:12]}…): "
+            "put those back, or train anew."
+        )
 
 
 def require_training(run: Path) -> None:

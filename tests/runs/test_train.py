@@ -22,8 +22,10 @@ from hpfwi.parallel import GroupLost
 from hpfwi.run_folder import RunFolder, read_events
 from hpfwi.stop import Stop
 from hpfwi.store.openfwi import PairStore
+from hpfwi.store.pair_manifest import digest_of
 from hpfwi.store.pair_writer import create_pairs
 from hpfwi.training import train as loop
+from hpfwi.training.replicas import weights_of
 from hpfwi.training.settings import load_train_config, resolved
 from hpfwi.training.train import train
 from hpfwi.training.trained import open_trained
@@ -254,6 +256,44 @@ def test_a_damaged_store_ends_the_run_with_one_sentence_about_it(
     assert "Nothing was applied" in str(caught.value)
 
 
+def test_a_run_begins_with_the_weights_of_another(
+    trained: RunTraining, whole: Path, store: PairStore, tmp_path: Path
+) -> None:
+    path = trained(tmp_path, stop_after=2, training__initial_weights=whole, training__average_decay=0.5)
+    first = checkpoints.load(path / "checkpoints" / "iteration-00000000").tensors
+    for name, value in weights_of(open_trained(whole).network).items():
+        np.testing.assert_array_equal(first[f"state/network/{name}"], value.detach().numpy())
+        np.testing.assert_array_equal(first[f"state/average/{name}"], value.detach().numpy())
+    assert not [name for name in first if name.startswith("state/optimiser/network/0/")]
+    (told,) = [event for event in read_events(path) if event["kind"] == "weights"]
+    assert told["path"] == str(whole)
+    bits(gone_on(path))  # the weights are in the checkpoint
+
+
+def test_a_run_goes_on_with_its_own_pairs_alone(
+    trained: RunTraining, whole: Path, store: PairStore, tmp_path: Path
+) -> None:
+    moved, place = tmp_path / "moved.zarr", tmp_path / "pairs.zarr"
+    shutil.copytree(store.path, place)
+    path = trained(tmp_path, stop_after=3, data__pairs=place)
+    place.rename(moved)
+    with pytest.raises(DataError, match=r"are not at .*pairs.zarr: put them back, or write where they are now into"):
+        gone_on(path)
+    config = path / "config.toml"
+    config.write_text(config.read_text().replace(str(place), str(moved)))
+    manifest = json.loads((moved / "zarr.json").read_text())
+    changed = manifest | {"attributes": manifest["attributes"] | {"family": "others"}}
+    changed["attributes"]["sha256"] = digest_of(changed["attributes"])
+    (moved / "zarr.json").write_text(json.dumps(changed))
+    with pytest.raises(DataError, match=r"moved.zarr holds other pairs than .* began with"):
+        gone_on(path)
+    (moved / "zarr.json").write_text(json.dumps(manifest))
+    assert bits(gone_on(path)) == bits(whole)
+    moved.rename(place)
+    assert "trained this network" in command("evaluate", path, "--split", "train", "--data", place, code=2)
+    assert f"{path / 'evaluation' / 'test'}" in command("evaluate", path, "--data", place)
+
+
 def losses(path: Path) -> list[float]:
     return [event["loss"] for event in read_events(path) if event["kind"] == "step"]
 
@@ -362,6 +402,21 @@ def test_the_commands_from_training_to_comparison(
     np.save("wrong.npy", records[:, :2])
     assert "this network takes" in command("predict", whole, "wrong.npy", "wrong-out.npy", code=3)
     assert not Path("wrong-out.npy").exists()
+
+    records[2, 0, 3, 4] = np.nan
+    np.save("broken.npy", records)
+    assert "Records number 2 of 4 hold NaN" in command("predict", whole, "broken.npy", "broken-out.npy", code=3)
+    if not torch.cuda.is_available():
+        assert "--device cpu" in command("evaluate", whole, "--device", "cuda", code=2)
+
+    assert "Wrote fcnvmb after step 6" in command("export", whole, "weights.safetensors")
+    words = ("--data", store.path, *changes, "--weights", "weights.safetensors", "--name", "tuned")
+    assert "Beginning with the weights of" in command("train", "train_fcnvmb", *words)
+    words = ("--data", store.path, *changes, "--weights", "runs/tuned", "--name", "tuned", "--overwrite")
+    assert "would be deleted" in command("train", "train_fcnvmb", *words, code=2)
+    words = ("--data", store.path, *changes, "--weights", "none.safetensors", "--name", "none")
+    assert "cannot be used" in command("train", "train_fcnvmb", *words, code=3)
+    assert not Path("runs/none").exists()
 
     assert (summary["scale"], summary["lpips"]) == ("range: 1500 to 3000 m/s on [0, 1]", "not computed")
     assert "cannot be read" in command("evaluate", whole, "--lpips", "records.npy", code=3)

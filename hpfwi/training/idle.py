@@ -1,0 +1,28 @@
+"""Workers that a training run has nothing to do for."""
+
+from __future__ import annotations
+
+from hpfwi.parallel import ClusterSettings
+from hpfwi.training.settings import TrainConfig
+
+
+def idle_workers(config: TrainConfig, cluster: ClusterSettings) -> str:
+    """A sentence where a batch is cut into fewer slices than there are threads of workers; empty where it is not.
+
+    cluster     without "auto"
+
+    >>> idle_workers(TrainConfig(), ClusterSettings(workers=4))
+    ''
+    >>> idle_workers(TrainConfig(), ClusterSettings(workers=6))
+    '6 workers share the 4 slices of a batch, so 2 or more of them always wait: take 4 workers, or training.slices = 6.'
+    """
+    workers, slices = cluster.worker_count(), config.training.slices
+    busy = -(-slices // cluster.threads_per_worker)
+    if workers <= busy:
+        return ""
+    wanted, batch = workers * cluster.threads_per_worker, config.training.batch
+    more = f"training.slices = {min(wanted, batch)}" + (f" of a batch of {wanted}" if wanted > batch else "")
+    return (
+        f"{workers} workers share the {slices} slices of a batch, so {workers - busy} or more of them always wait: "
+        f"take {busy} workers, or {more}."
+    )

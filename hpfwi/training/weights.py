@@ -1,0 +1,128 @@
+"""Weights of a trained network on their own: one safetensors file to hand on, and what a new run may begin with.
+
+The file holds the network's torch state dict under its own names, so `build_network(...)` takes what
+`safetensors.torch.load_file` reads, and its header says which network it is and on which scale it predicts. Neither
+writing nor reading it pickles anything, and no path of this machine is in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hpfwi import __version__
+from hpfwi.errors import ConfigError, DataError
+from hpfwi.networks.build import NetworkChoice
+from hpfwi.store.shards import write_flushed
+from hpfwi.training.normalise import NormalisationSettings, scale_in_words
+from hpfwi.training.replicas import put_weights, weights_of
+from hpfwi.training.trained import Trained, Which, open_trained
+
+FORMAT = "hpfwi-network 1"
+_COUNTER = "num_batches_tracked"
+"""Batch norm's counter of batches, which a state dict has and nothing here reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Weights as they were trained.
+
+    tensors         by the names of `weights_of`
+    normalisation   scales of the records and velocities that they were trained with
+    step            optimiser steps that they have seen
+    """
+
+    path: Path
+    network: NetworkChoice
+    normalisation: NormalisationSettings
+    tensors: dict[str, np.ndarray]
+    step: int
+
+    def put_into(self, network: torch.nn.Module, choice: NetworkChoice) -> None:
+        """Make them the weights of a network that was built from `choice`.
+
+        raises      ConfigError: they are those of another network
+        """
+        if self.network.name == choice.name:
+            try:
+                put_weights(weights_of(network), self.tensors, "")
+            except DataError:
+                pass
+            else:
+                return
+        raise ConfigError(
+            f"training.initial_weights = {self.path} holds {_described(self.network)}, and this run trains "
+            f"{_described(choice)}; take weights of the same network."
+        )
+
+    def in_words(self) -> str:
+        """What they are, for the start of a run."""
+        return f"{self.path} after step {self.step}, trained with velocities on {scale_in_words(self.normalisation)}"
+
+
+def export(run: Path, out: Path, *, which: Which = "best", overwrite: bool = False) -> Trained:
+    """Write the weights of a training run, finished or not, to one safetensors file; returns what was written.
+
+    out         appears whole or not at all
+    raises      ConfigError: not a training run, or `out` is there already; DataError: no such checkpoint, or a disk
+                that refuses
+    """
+    from safetensors.numpy import save
+
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; choose another name, or replace it with --overwrite.")
+    trained = open_trained(run, which)
+    tensors = {name: np.array(value.numpy(), order="C") for name, value in trained.network.state_dict().items()}
+    told = {
+        "format": FORMAT,
+        "network": trained.config.network.model_dump_json(),
+        "normalisation": trained.config.training.normalisation.model_dump_json(),
+        "run": trained.config.name,
+        "step": str(trained.step),
+        "hpfwi": __version__,
+    }
+    try:
+        write_flushed(out, [save(tensors, told)])
+    except OSError as error:
+        raise DataError(
+            f"{out} cannot be written ({error.strerror or error}); make room there or choose another place."
+        ) from error
+    return trained
+
+
+def read_weights(path: Path) -> Weights:
+    """The weights in a file that `export` wrote, or those of the best checkpoint of a training run's folder.
+
+    raises      ConfigError: a folder that is not a training run's; DataError: no validated checkpoint, not such a file,
+                or a damaged one
+    """
+    if path.is_dir():
+        trained = open_trained(path, "best")
+        tensors = {name: value.detach().numpy() for name, value in weights_of(trained.network).items()}
+        return Weights(path, trained.config.network, trained.config.training.normalisation, tensors, trained.step)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            told = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys() if not name.endswith(_COUNTER)}  # noqa: SIM118
+        if told.get("format") != FORMAT:
+            raise ValueError(f"its header says {told.get('format', 'nothing')!r} where {FORMAT!r} belongs")
+        network = NetworkChoice.model_validate_json(told["network"])
+        normalisation = NormalisationSettings.model_validate_json(told["normalisation"])
+        return Weights(path, network, normalisation, tensors, int(told["step"]))
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise DataError(
+            f"The weights {path} cannot be used ({' '.join(str(error).split())}); give the folder of a training run or "
+            "a file that `hpfwi export` wrote."
+        ) from error
+
+
+def _described(choice: NetworkChoice) -> str:
+    shapes = ""
+    if choice.records_shape is not None and choice.model_shape is not None:
+        shapes = f" for records {list(choice.records_shape)} and models {list(choice.model_shape)}"
+    return f"{choice.name}{' without its attention' * choice.ablation} of width {choice.width:g}{shapes}"
