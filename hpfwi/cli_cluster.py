@@ -39,6 +39,11 @@ Overrides = Annotated[
 ]
 
 
+Model = Annotated[str | None, typer.Option("--model", metavar="PATH", help="The true velocity model of an inversion.")]
+Data = Annotated[str | None, typer.Option("--data", metavar="PATH.zarr", help="The pairs of a training run.")]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the run and of its folder.")]
+
+
 def register(main: typer.Typer) -> None:
     """Make the commands of this file commands of `hpfwi`."""
     main.add_typer(app, name="cluster")
@@ -88,6 +93,9 @@ def submit(
     requeue: Annotated[
         bool, typer.Option("--requeue/--no-requeue", help="Whether a run that ran out of time is queued again.")
     ] = True,
+    model: Model = None,
+    data: Data = None,
+    name: Name = None,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")] = False,
 ) -> None:
@@ -101,7 +109,7 @@ def submit(
     from hpfwi.options import as_toml
     from hpfwi.parallel import SlurmJob, job_script, submit_job
 
-    config, verb = _load(source, overrides)
+    config, verb = _load(source, overrides, model, data, name)
     asked: dict[str, Any] = {
         "name": config.name,
         "nodes": nodes,
@@ -119,11 +127,15 @@ def submit(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"The job cannot be asked for: {f'{where}: ' if where else ''}{first['msg']}.") from None
+        wrong = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"The job cannot be asked for: {f'{where}: ' if where else ''}{wrong}.") from None
     cluster: dict[str, Any] = {"workers": _workers(job, config.cluster.threads_per_worker), "address": None}
     cluster |= {"device": "cuda" if gpus_per_node else "cpu"}
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update=cluster)})
     run = Path(config.output.folder) / config.name
+    _require_same_run(run, config, verb)
+    if verb == "train":
+        _require_samples(config)
     folder = run.with_name(f"{run.name}.job").absolute()
     text = job_script(job, folder, [sys.executable, "-m", "hpfwi", "cluster", "work", str(folder)], where=Path.cwd())
     if dry_run:
@@ -175,6 +187,9 @@ def simulate(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="PATH.png", help="Where the figure goes.")] = None,
+    model: Model = None,
+    data: Data = None,
+    name: Name = None,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
@@ -192,7 +207,7 @@ def simulate(
     counts = _counts(gpus)
     if mtbf_hours is not None and not mtbf_hours > 0:
         raise ConfigError(f"--mtbf-hours={mtbf_hours:g} is no time between failures; give hours above 0.")
-    config, verb = _load(source, overrides)
+    config, verb = _load(source, overrides, model, data, name)
     found = measured_machine(lambda sentence: typer.echo(sentence, err=True)) if calibrate else Machine()
     machine = _changed(found.model_copy(update={"ring_only": config.cluster.collective == "gloo"}), machine_options)
     work = work_of_training(config) if verb == "train" else work_of_inversion(config)
@@ -294,18 +309,67 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=110)
 
 
-def _load(source: str, overrides: list[str] | None) -> tuple[Any, str]:
+def _load(
+    source: str, overrides: list[str] | None, model: str | None, data: str | None, name: str | None
+) -> tuple[Any, str]:
     """The configuration of a run that names all it needs, and the verb that runs it."""
     from hpfwi.config import load_config, require_input
+    from hpfwi.options import toml_value
     from hpfwi.training.settings import is_training, load_train_config, require_pairs
 
+    named = {"model.true": model, "data.pairs": data, "name": name}
+    texts = [f"{option}={toml_value(value)}" for option, value in named.items() if value is not None]
+    overrides = [*(overrides or []), *texts]
     if is_training(source):
-        trained = load_train_config(source, overrides or [])[0]
+        trained = load_train_config(source, overrides)[0]
         require_pairs(trained)
         return trained, "train"
-    inverted = load_config(source, overrides or [])[0]
+    inverted = load_config(source, overrides)[0]
     require_input(inverted)
     return inverted, "invert"
+
+
+def _require_same_run(run: Path, config: Any, verb: str) -> None:
+    """Raise ConfigError where the job would go on with a run folder that is there, and that is another run or finished.
+
+    What a run derives for itself, and who computes it, may differ.
+    """
+    from hpfwi.config import load_config
+    from hpfwi.options import options_of, toml_value
+    from hpfwi.run_folder import is_done
+    from hpfwi.training.settings import is_training, load_train_config
+
+    if not (run / "config.toml").is_file():
+        return
+    other = "choose another name with --name, or move it away."
+    if is_done(run):
+        raise ConfigError(f"{run} holds a finished run; {other}")
+    if is_training(run) != (verb == "train"):
+        raise ConfigError(f"{run} holds a run of another kind; {other}")
+    begun = options_of((load_train_config if verb == "train" else load_config)(run / "config.toml", [])[0])
+    for name, asked in options_of(config).items():
+        if asked.value not in (None, begun[name].value) and not name.startswith("cluster."):
+            raise ConfigError(
+                f"{run} holds an unfinished run with {name} = {toml_value(begun[name].value)}, and {name} = "
+                f"{toml_value(asked.value)} is asked for; the job would go on with the former: ask for that, {other}"
+            )
+
+
+def _require_samples(config: Any) -> None:
+    """Raise ConfigError where the job would end as soon as it starts; say so where that cannot be known here."""
+    from hpfwi.errors import DataError
+    from hpfwi.store.openfwi import open_pairs
+    from hpfwi.training.idle import idle_workers
+    from hpfwi.training.settings import require_trainable, resolved
+
+    try:
+        store = open_pairs(config.data.pairs)
+    except DataError as error:
+        typer.echo(f"Note    here {error}", err=True)
+    else:
+        require_trainable(resolved(config, store), store)
+    if idle := idle_workers(config, config.cluster):
+        typer.echo(f"Note    {idle}", err=True)
 
 
 def _workers(job: SlurmJob, threads: int) -> int:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hpfwi_cluster.errors import StartFailed
 
-_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d\d))?(?::(?P<third>\d\d))?")
 
 
 class SlurmJob(BaseModel):
@@ -45,10 +45,32 @@ class SlurmJob(BaseModel):
     def _fit_for_a_script(self) -> Self:
         if not _TIME.fullmatch(self.time):
             raise ValueError(f"time = {self.time!r} is no time: write minutes, h:mm:ss or d-hh:mm:ss, such as 12:00:00")
+        if (seconds := seconds_of(self.time)) <= self.warn_s:
+            # The run would stop as it starts, and be queued again, for ever.
+            raise ValueError(
+                f"time = {self.time!r} is {seconds} s, and the run is told to stop warn_s = {self.warn_s} s before the "
+                "end: ask for more time or for a later warning"
+            )
         for option in self.extra:
             if not option.startswith("-") or not option.isprintable():
                 raise ValueError(f"{option!r} is no option of sbatch: write --NAME=VALUE")
         return self
+
+
+def seconds_of(time: str) -> int:
+    """A wall time as SLURM reads it: minutes, m:ss, h:mm:ss, d-h, d-hh:mm or d-hh:mm:ss.
+
+    >>> [seconds_of(time) for time in ("90", "12:30", "1:00:00", "2-12", "1-00:30", "1-00:00:01")]
+    [5400, 750, 3600, 216000, 88200, 86401]
+    """
+    match = _TIME.fullmatch(time)
+    assert match is not None  # a SlurmJob has no other
+    first, second, third = (int(match[name] or 0) for name in ("first", "second", "third"))
+    if match["days"] is not None:
+        return ((int(match["days"]) * 24 + first) * 60 + second) * 60 + third
+    if match["third"] is not None:
+        return (first * 60 + second) * 60 + third
+    return first * 60 + second
 
 
 def script(job: SlurmJob, folder: Path, program: Sequence[str], *, where: Path, python: str = sys.executable) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -18,6 +19,9 @@ from hpfwi.config import load_config
 from hpfwi.errors import ConfigError
 from hpfwi.experiment import cluster_of
 from hpfwi.parallel import Machine, Work, forecast, run_iteration
+from hpfwi.run_folder import RunFolder
+from hpfwi.store.pair_manifest import PHYSICS
+from hpfwi.store.pair_writer import create_pairs
 
 TOY = "[model]\nshape = [24, 40]\n[survey]\nshots = 5\nsamples = 60\n[source]\ndelay_s = 0.05\n[data]\nrefine = 1\n"
 FEW = ["--nodes", "2", "--cpus-per-node", "5", "--time", "1:00:00"]
@@ -146,6 +150,10 @@ def test_jobs_that_cannot_be() -> None:
     assert "'soon' is no time" in refused(2, "submit", "toy.toml", *FEW[:-1], "soon", "--dry-run")
     assert "is no option of sbatch" in refused(2, "submit", "toy.toml", *FEW, "--sbatch", "x\n#", "--dry-run")
     assert "nodes: " in refused(2, "submit", "toy.toml", "--nodes", "0", *FEW[2:], "--dry-run")
+    assert "is 300 s, and the run is told to stop warn_s = 300 s before the end" in refused(
+        2, "submit", "toy.toml", *FEW[:-1], "5", "--dry-run"
+    )
+    assert run("submit", "toy.toml", *FEW[:-1], "5", "--warn-s", "60", "--dry-run").exit_code == 0
     many = ["--set", "cluster.threads_per_worker=6"]
     assert "--cpus-per-node=5 is less than" in refused(2, "submit", "toy.toml", *FEW, *many, "--dry-run")
     assert "missing.toml" in refused(2, "submit", "missing.toml", *FEW, "--dry-run")
@@ -154,7 +162,11 @@ def test_jobs_that_cannot_be() -> None:
 def test_a_training_run_needs_its_pairs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "needs pairs" in refused(2, "submit", "train_fcnvmb", *FEW, "--dry-run")
     monkeypatch.setenv("PATH", "/nowhere")
-    refused(5, "submit", "train_fcnvmb", *FEW, "--set", "data.pairs=pairs.zarr")
+    done = run("submit", "train_fcnvmb", *FEW, "--data", "pairs.zarr")
+    assert done.exit_code == 5, done.output
+    notes = done.stderr.splitlines()
+    assert f"Note    here {place / 'pairs.zarr'} does not exist" in notes[0]
+    assert "10 workers share the 4 slices of a batch" in notes[1]
     folder = place / "runs" / "train_fcnvmb.job"
     assert json.loads((folder / "job.json").read_text())["verb"] == "train"
     # The job may start elsewhere.
@@ -194,6 +206,36 @@ print(signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     said = "SIGUSR1: stopping soon, with a checkpoint; SIGTERM stops at once."
     assert done.stdout.splitlines() == [said, "SIGUSR1", "at once", "True"], done.stderr
+
+
+def test_a_job_that_would_end_at_once_is_refused(place: Path) -> None:
+    writer = create_pairs(
+        place / "few.zarr",
+        samples=8,
+        records_shape=(1, 40, 16),
+        model_shape=(11, 15),
+        family="few",
+        physics=dict.fromkeys(PHYSICS),
+    )
+    writer.write(0, np.zeros((8, 1, 40, 16), np.float32), np.full((8, 11, 15), 2000, np.float32))
+    writer.finish()
+    few = ["--set", "data.pairs=few.zarr", "--dry-run"]
+    assert "fewer than a batch of 20" in refused(2, "submit", "train_inversionnet", *FEW, *few)
+
+
+def test_a_job_goes_on_with_a_run_of_its_own_options_alone(place: Path) -> None:
+    begun, path = load_config("toy.toml", ["inversion.iterations=7"])[0], place / "runs" / "toy"
+    with RunFolder.create(begun, "toy", parent=place / "runs", environment={}):
+        pass
+    job = ["submit", "toy.toml", *FEW, "--dry-run"]
+    same = ["--set", "inversion.iterations=7", "--set", "cluster.threads_per_worker=2"]
+    assert run(*job, *same).exit_code == 0
+    assert "unfinished run with inversion.iterations = 7, and inversion.iterations = 300" in refused(2, *job)
+    other = ["--name", "toy", "--data", str(place)]
+    assert "holds a run of another kind" in refused(2, "submit", "train_fcnvmb", *FEW, "--dry-run", *other)
+    (path / "done.json").write_text("{}")
+    assert "holds a finished run" in refused(2, *job, *same)
+    assert "--job-name=other" in run(*job, "--name", "other").output
 
 
 class Replaced(Exception):
