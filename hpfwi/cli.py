@@ -17,6 +17,7 @@ from hpfwi import __version__
 from hpfwi.cli_bench import register as register_bench
 from hpfwi.cli_cluster import register as register_cluster
 from hpfwi.cli_data import app as data_app
+from hpfwi.cli_field import register as register_field
 from hpfwi.cli_train import register as register_training
 from hpfwi.errors import ConfigError, HpfwiError, Stopped
 from hpfwi.verbs import verb_of
@@ -147,12 +148,14 @@ def simulate(
     """
     from hpfwi.config import load_config
     from hpfwi.experiment import build_experiment, simulated_gathers
+    from hpfwi.store.atomic import refuse_unwritable
     from hpfwi.store.gathers import write_gathers
 
     config, _ = load_config(source, _overrides(overrides, model=model))
     path = out or Path(f"{config.name}.zarr")
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists; choose another place with --out, or replace it with --overwrite.")
+    refuse_unwritable(path, overwrite=overwrite)
     experiment = build_experiment(config.model_copy(update={"data": config.data.model_copy(update={"observed": None})}))
     console = _console()
     with console.status(f"Simulating {experiment.survey.shots} shots") as status:
@@ -323,6 +326,7 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=100)
 
 
+register_field(app, data_app)
 register_training(app)
 register_cluster(app)
 register_bench(app)

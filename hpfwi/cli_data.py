@@ -1,6 +1,6 @@
 """`hpfwi data …`: pairs of records and velocity models for training, converted, inspected and verified.
 
-`hpfwi.cli_generate` has the commands that make them.
+`hpfwi.cli_generate` has the commands that make them, `hpfwi.cli_field` the one that reads field records.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hpfwi.store.pair_check import Findings
 
 app = typer.Typer(
-    help="Make, convert, inspect and verify pairs of records and velocity models for training.",
+    help="Read field records; make, convert, inspect and verify pairs of records and models for training.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

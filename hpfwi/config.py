@@ -18,8 +18,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hpfwi.errors import ConfigError
-from hpfwi.inversion.optimise import AdamSettings
-from hpfwi.inversion.parameterisation import ParameterisationSettings
+from hpfwi.inversion.settings import InversionSettings
 from hpfwi.options import NONE, Option, as_toml, options_of, toml_value
 from hpfwi.parallel import ClusterSettings
 from hpfwi.physics.model import ModelSettings
@@ -77,38 +76,6 @@ class DataSettings(BaseModel):
     noise_seed: int = Field(default=0, ge=0, description="Seed of that noise.")
 
 
-class InversionSettings(BaseModel):
-    """What is optimised, for how long, and what is kept on the way."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    iterations: int = Field(default=300, ge=1, description="Iterations of the optimiser.")
-    shots_per_iteration: int | None = Field(
-        default=None, ge=1, description='Shots drawn at random for each iteration; "none" uses all of them.'
-    )
-    shots_per_item: int = Field(
-        default=1, ge=1, description="Shots that a worker takes at once; the result changes by rounding only."
-    )
-    seed: int = Field(default=0, ge=0, description="Seed of the network's weights and of the draw of shots.")
-    misfit: Literal["l2"] = Field(
-        default="l2", description='Distance of predicted to observed gathers: "l2" is ½ Σ residual².'
-    )
-    diagnostics_every: int = Field(default=10, ge=1, description="Iterations between diagnostics of model and network.")
-    snapshot_every: int = Field(default=10, ge=1, description="Iterations between models kept in the history.")
-    checkpoint_every: int = Field(default=20, ge=1, description="Iterations between checkpoints.")
-    parameterisation: ParameterisationSettings = ParameterisationSettings.model_validate({})
-    optimiser: AdamSettings = AdamSettings.model_validate({})
-
-    @model_validator(mode="after")
-    def _whole_items(self) -> InversionSettings:
-        if self.shots_per_iteration is not None and self.shots_per_iteration % self.shots_per_item:
-            raise ValueError(
-                f"shots_per_iteration={self.shots_per_iteration} is not a multiple of "
-                f"shots_per_item={self.shots_per_item}; change one of the two"
-            )
-        return self
-
-
 class OutputSettings(BaseModel):
     """Where run folders go."""
 
@@ -137,6 +104,17 @@ class RunConfig(BaseModel):
     inversion: InversionSettings = InversionSettings.model_validate({})
     cluster: ClusterSettings = ClusterSettings.model_validate({})
     output: OutputSettings = OutputSettings.model_validate({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nobody_knows_the_earth(cls, values: Any) -> Any:
+        """Gathers from a file come without a true model, unless one is named; the made-up one is not theirs."""
+        if not isinstance(values, Mapping):
+            return values
+        model, data = values.get("model", {}), values.get("data", {})
+        if isinstance(model, Mapping) and "true" not in model and isinstance(data, Mapping) and data.get("observed"):
+            return {**values, "model": {**model, "true": None}}
+        return values
 
     @field_validator("name")
     @classmethod

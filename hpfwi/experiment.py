@@ -25,6 +25,7 @@ class Experiment:
     """The physics of one run, ready to compute.
 
     wavelet     float32[shot, source, time]
+    guessed     the wavelet is a Ricker taken for records from a file, which bring none and were not made with it
     simulator   made for the whole range of velocities that the inversion may reach
     """
 
@@ -32,6 +33,7 @@ class Experiment:
     models: ModelPair
     survey: Survey
     wavelet: NDArray[np.float32]
+    guessed: bool
     simulator: Simulator
 
     @property
@@ -70,10 +72,11 @@ def build_experiment(config: RunConfig) -> Experiment:
     grid = models.initial.grid
     if config.data.observed is None:
         survey = build_survey(config.survey, grid)
-        wavelet = build_wavelet(config.source, survey)
+        wavelet, guessed = build_wavelet(config.source, survey), False
     else:
         store = open_gathers(config.data.observed)
         survey, wavelet = store.survey, wavelet_of(config, store)
+        guessed = store.wavelet is None and config.source.wavelet == "ricker"
     wanted = config.inversion.shots_per_iteration
     if wanted is not None and wanted > survey.shots:
         raise ConfigError(
@@ -83,7 +86,7 @@ def build_experiment(config: RunConfig) -> Experiment:
     low_mps, high_mps = config.model.bounds_mps
     device = device_here(config.cluster)
     simulator = Simulator(grid, survey, wavelet, config.modelling, high_mps, low_mps, device=device)
-    return Experiment(config, models, survey, wavelet, simulator)
+    return Experiment(config, models, survey, wavelet, guessed, simulator)
 
 
 def wavelet_of(config: RunConfig, observed: GathersStore) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,6 +48,7 @@ def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[De
             shots,
             f"all {survey.shots} of the survey" if shots == survey.shots else f"drawn from {survey.shots}",
         ),
+        _wavelet(experiment),
         *derived(experiment.simulator, experiment.slowest_mps, config.inversion.shots_per_item),
         Derived("device", cluster.device, _why_there(config, cluster, gpus)),
         Derived(
@@ -64,6 +66,23 @@ def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[De
             f"{survey.shots} shots x {survey.receivers} receivers x {survey.samples} samples in float32",
         ),
     ]
+
+
+def _wavelet(experiment: Experiment) -> Derived:
+    """Where the wavelet comes from; a guess for records that somebody measured is worth a warning."""
+    config = experiment.config
+    if experiment.guessed:
+        return Derived(
+            "wavelet",
+            "ricker",
+            "the gathers bring no wavelet, and a Ricker is hardly theirs: `hpfwi wavelet` estimates it from them",
+            warning=True,
+        )
+    if config.source.wavelet != "ricker":
+        return Derived("wavelet", Path(config.source.wavelet).name, "source.wavelet")
+    if config.data.observed is not None:
+        return Derived("wavelet", "own", "stored with the gathers; options of [source] have no say")
+    return Derived("wavelet", "ricker", f"of strength {config.source.strength:g}")
 
 
 def _why_there(config: RunConfig, cluster: ClusterSettings, gpus: int) -> str:

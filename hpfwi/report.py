@@ -331,7 +331,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> list[Row]:
 def _settings(record: RunRecord) -> str:
     derived = {str(event.get("name")): event for event in record.of_kind("derived")}
     rows = [
-        (name, str(event.get("value")), " ".join(str(event[key]) for key in ("reason", "warning") if event.get(key)))
+        (name, str(event.get("value")), f"{'Warning: ' if event.get('warning') else ''}{event.get('reason') or ''}")
         for name, event in derived.items()
     ]
     content = ""

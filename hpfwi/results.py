@@ -67,8 +67,9 @@ class Results:
             self._put("gathers/shots", np.asarray(shots, np.int64))
 
     def positions(self, survey: Survey, shots: Sequence[int]) -> None:
-        """Store where the sources and receivers of the survey are, and the receivers of the shots in gathers/shots."""
+        """Store the number of shots, every position once, and the receivers of the shots in gathers/shots."""
         with _disk(self.path):
+            self._root().attrs["survey_shots"] = survey.shots
             self._put("gathers/receivers_m", survey.receivers_m[list(shots)])
             self._put("survey/sources_m", _distinct(survey.sources_m))
             self._put("survey/receivers_m", _distinct(survey.receivers_m))

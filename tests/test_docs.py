@@ -1,16 +1,18 @@
 """The documents tell the truth: Python blocks run, commands exist, files named in them are there."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import typer
 
 from hpfwi.cli import app
-from hpfwi.config import recipe_names
+from hpfwi.config import load_config, recipe_names
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "kernels").rglob("README.md")), ROOT / "cluster" / "README.md"]
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "kernels").rglob("README.md")), ROOT / "cluster" / "README.md", *GUIDES]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -34,6 +36,28 @@ def test_commands_in_the_readme_exist() -> None:
     assert {verb for verb, _ in said} <= verbs
     recipes = {source for verb, source in said if verb in ("plan", "invert") and "marmousi" in source}
     assert recipes <= set(recipe_names())
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *GUIDES], ids=lambda page: page.name)
+def test_options_of_commands_exist(page: Path) -> None:
+    words = [shlex.split(line, comments=True) for block in blocks(page, "sh") for line in block.splitlines()]
+    commands = [line for line in words if line and line[0] == "hpfwi"]
+    assert commands
+    for line in commands:
+        command, rest = typer.main.get_command(app), line[1:]
+        while rest and rest[0] in getattr(command, "commands", {}):
+            command, rest = command.commands[rest[0]], rest[1:]  # type: ignore[attr-defined]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("-")} <= known, line
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
+def test_configurations_in_guides_are_valid(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page, "toml"):
+        (tmp_path / "line.toml").write_text(block)
+        load_config(tmp_path / "line.toml")
+    for name, value in re.findall(r"--set ([\w.]+)=(\S+)", page.read_text()):
+        load_config(tmp_path / "line.toml", [f"{name}={value}"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

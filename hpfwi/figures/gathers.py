@@ -55,13 +55,13 @@ def _middle_shot(results: StoredResults | None) -> _Shot | None:
     place = observed.shape[0] // 2
     shots = results.array("gathers/shots")
     _, receivers, samples = observed.shape
-    along, along_label = _receiver_axis(results, place, receivers)
+    along, along_label, order = _receiver_axis(results, place, receivers)
     dt_s = results.dt_s
     return _Shot(
         number=place if shots is None else int(shots[place]),
-        observed=np.asarray(observed[place], dtype=np.float64),
-        initial=_gather(results, "initial", place),
-        predicted=_gather(results, "predicted", place),
+        observed=np.asarray(observed[place], dtype=np.float64)[order],
+        initial=_gather(results, "initial", place, order),
+        predicted=_gather(results, "predicted", place, order),
         along=along,
         along_label=along_label,
         times=np.arange(samples) * (1.0 if dt_s is None else dt_s),
@@ -69,23 +69,29 @@ def _middle_shot(results: StoredResults | None) -> _Shot | None:
     )
 
 
-def _gather(results: StoredResults, name: str, place: int) -> np.ndarray | None:
-    """float64[receiver, time] of one stored shot, None where the run has not written it."""
+def _gather(results: StoredResults, name: str, place: int, order: np.ndarray) -> np.ndarray | None:
+    """float64[receiver, time] of one stored shot, receivers in `order`; None where the run has not written it."""
     stored = results.array(f"gathers/{name}")
-    return None if stored is None or stored.shape[0] <= place else np.asarray(stored[place], dtype=np.float64)
+    return None if stored is None or stored.shape[0] <= place else np.asarray(stored[place], dtype=np.float64)[order]
 
 
-def _receiver_axis(results: StoredResults, place: int, receivers: int) -> tuple[np.ndarray, str]:
-    """(a coordinate per receiver, axis label): km where positions are stored or every column has one, else numbers."""
+def _receiver_axis(results: StoredResults, place: int, receivers: int) -> tuple[np.ndarray, str, np.ndarray]:
+    """(a coordinate per receiver that is shown, axis label, which receivers those are in which order).
+
+    Receivers go along the line, absent ones left out, where positions are stored or every column has one; else they
+    have their numbers.
+    """
+    everyone = np.arange(receivers)
     positions = results.array("gathers/receivers_m")
     if positions is not None:
         distances = np.asarray(positions[place], dtype=np.float64)[:, 1]
-        if np.isfinite(distances).all() and np.ptp(distances) > 0:
-            return distances * 1e-3, "receiver (km)"
+        order = np.argsort(distances, kind="stable")[: np.isfinite(distances).sum()]  # NaN, the absent, come last
+        if len(order) and np.ptp(distances[order]) > 0:
+            return distances[order] * 1e-3, "receiver (km)", order
     initial = results.array("model/initial")
     if initial is not None and initial.shape[1] == receivers:
-        return (results.origin_m[1] + np.arange(receivers) * results.spacing_m[1]) * 1e-3, "receiver (km)"
-    return np.arange(receivers, dtype=np.float64), "receiver number"
+        return (results.origin_m[1] + everyone * results.spacing_m[1]) * 1e-3, "receiver (km)", everyone
+    return everyone.astype(np.float64), "receiver number", everyone
 
 
 def _clip(observed: np.ndarray) -> float:

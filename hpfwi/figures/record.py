@@ -132,7 +132,8 @@ class RunRecord:
     @property
     def iterations_per_pass(self) -> int:
         """Iterations after which every shot has been used about once; 1 where each iteration uses all shots."""
-        survey_shots = as_count(self.config.get("survey", {}).get("shots"))
+        survey_shots = None if self.results is None else as_count(self.results.group.attrs.get("survey_shots"))
+        survey_shots = survey_shots or as_count(self.config.get("survey", {}).get("shots"))
         batch = as_count(self.config.get("inversion", {}).get("shots_per_iteration"))
         return math.ceil(survey_shots / batch) if survey_shots and batch else 1
 

@@ -31,3 +31,17 @@ def l2(predicted: torch.Tensor, observed: torch.Tensor, weights: torch.Tensor | 
         )
     residual = torch.where((weights > 0).unsqueeze(-1), residual, torch.zeros_like(residual))
     return 0.5 * (residual.double().square().sum(dim=-1) * weights.double()).sum()
+
+
+def equal_traces(gathers: torch.Tensor, rms: float) -> torch.Tensor:
+    """Gathers [shot, receiver, time] with every trace scaled to one root mean square, float32; differentiable.
+
+    Traces of zeros stay zeros and pass no gradient. Half the squared distance of two traces scaled so is their energy
+    times one minus their normalised correlation: it knows phases and relative amplitudes along a trace, and nothing of
+    strengths from trace to trace.
+    """
+    energy = gathers.double().square().mean(dim=-1, keepdim=True)
+    heard = energy > 0
+    # The root of zero has an infinite derivative, which times zero is NaN: a silent trace takes another root.
+    scale = torch.where(heard, rms / torch.where(heard, energy, torch.ones_like(energy)).sqrt(), 0.0)
+    return (gathers * scale).to(gathers.dtype)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from hpfwi.config import RunConfig
     from hpfwi.run_folder import RunFolder
 
+PLAUSIBLE_RATIO = 10.0
+"""Amplitudes of predicted and observed gathers that differ by more than this factor are in different units: no error of
+a velocity model that waves can still correct does so much."""
+
 SHOWN_SHOTS = 3
 """Shots whose gathers are kept in the results: a figure shows one, and three tell a trend along the line."""
 
@@ -62,8 +66,31 @@ def prepare(
     results.positions(observed.survey, shots)
     results.gathers("observed", observed.read(shots))
     task = open_task(folder.path)
-    results.gathers("initial", predicted(task, models.initial, shots, threads=threads))
+    start = predicted(task, models.initial, shots, threads=threads)
+    results.gathers("initial", start)
+    compares_strengths = config.inversion.misfit == "l2"
+    if compares_strengths and (doubt := doubtful_strength(start, observed.read(shots))) is not None:
+        folder.event("derived", name="strength", value=doubt[0], reason=doubt[1], warning=True)
+        say(f"Warning: {doubt[1]}.")
     return task, experiment
+
+
+def doubtful_strength(predicted: NDArray[np.float32], observed: NDArray[np.float32]) -> tuple[float, str] | None:
+    """Amplitude of predicted gathers over that of observed ones and what to do, where another scale is the reason.
+
+    >>> doubtful_strength(np.ones(4, np.float32), np.full(4, 3, np.float32)) is None
+    True
+    """
+    strengths = [float(np.sqrt(np.mean(np.square(gathers, dtype=np.float64)))) for gathers in (predicted, observed)]
+    if strengths[1] == 0.0:
+        return None
+    ratio = strengths[0] / strengths[1]
+    if 1 / PLAUSIBLE_RATIO <= ratio <= PLAUSIBLE_RATIO:
+        return None
+    return float(f"{ratio:.3g}"), (
+        f"gathers predicted in the initial model are {ratio:.3g} times as strong as the observed ones, which the "
+        "inversion would explain by velocity: `hpfwi wavelet` estimates the wavelet with its strength"
+    )
 
 
 def predicted(task: InversionTask, model: EarthModel, shots: list[int], *, threads: int) -> NDArray[np.float32]:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from hpfwi.errors import DataError
 from hpfwi.experiment import wavelet_of
-from hpfwi.inversion.misfit import l2
+from hpfwi.inversion.misfit import equal_traces, l2
 from hpfwi.inversion.optimise import build_adam, load_optimiser_state, optimiser_state
 from hpfwi.inversion.parameterisation import build_parameterisation
 from hpfwi.inversion.signatures import cycle_skipped_share
@@ -46,7 +47,8 @@ class InversionTask:
                     gradients near 1 whatever the strength of the source, as Adam's epsilon wants
     device          that waves are computed on; None: as cluster.device says for this process
 
-    The misfit that is minimised is J = ½ Σ ((predicted - observed) / observed_rms)².
+    The misfit that is minimised is J = ½ Σ ((predicted - observed) / observed_rms)². With inversion.misfit "normalised"
+    every trace of both is brought to observed_rms first.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class InversionTask:
             config.inversion.seed,
         )
         self.optimiser = build_adam(self.parameterisation.parameter_groups(), config.inversion.optimiser)
+        self._normalised = config.inversion.misfit == "normalised"
         self._model: torch.Tensor | None = None
         self._velocity: torch.Tensor | None = None
         self._look_for_skips = False
@@ -102,6 +105,8 @@ class InversionTask:
         velocity = self._velocity.clone().requires_grad_()
         observed = self._observed_of(tuple(shots))
         predicted = self.simulator.predict(velocity, shots)
+        if self._normalised:
+            predicted = equal_traces(predicted, self._observed_rms)
         misfit = l2(predicted, observed) / self._observed_rms**2
         (gradient,) = torch.autograd.grad(misfit, velocity)
         scalars = {
@@ -119,10 +124,19 @@ class InversionTask:
         """Take one optimiser step with dJ/dm[z, x], the sum over the iteration's shots."""
         assert self._model is not None  # begin comes first
         self.optimiser.zero_grad()
-        self._model.backward(torch.from_numpy(gradient).to(self._model.dtype))
+        self._model.backward(torch.from_numpy(self._smooth(gradient)).to(self._model.dtype))
         self.optimiser.step()
         self.parameterisation.after_step(iteration, self.optimiser)
         self._model = self._velocity = None
+
+    def _smooth(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The gradient after the Gaussian filter that the configuration asks for; none of it comes out of the water."""
+        sigma_m = self._config.inversion.smooth_gradient_m
+        if sigma_m == 0:
+            return gradient
+        dry = np.where(self.parameterisation.water.numpy(), 0.0, gradient)
+        sigmas = [sigma_m / spacing for spacing in self.simulator.grid.spacing_m]
+        return np.asarray(gaussian_filter(dry, sigmas, mode="nearest"))
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything that iterations change, by flat name."""
@@ -151,7 +165,8 @@ class InversionTask:
     def _observed_of(self, shots: tuple[int, ...]) -> torch.Tensor:
         # A worker meets the same groups again and again; reading them once is worth their memory.
         if shots not in self._cache:
-            self._cache[shots] = torch.from_numpy(self._observed.read(shots))
+            gathers = torch.from_numpy(self._observed.read(shots))
+            self._cache[shots] = equal_traces(gathers, self._observed_rms) if self._normalised else gathers
         return self._cache[shots]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +154,7 @@ class ModelSettings(BaseModel):
     true: str | None = Field(
         default="procedural",
         description='The earth to be found: "procedural" (a built-in synthetic model), a file (.npy, .npz, .zarr, '
-        ".segy, .sgy), or None for field records.",
+        ".segy, .sgy), or None for field records; with data.observed None unless set.",
     )
     initial: str = Field(
         default="smooth",
@@ -322,6 +323,11 @@ def _from_file(settings: ModelSettings, path: str, final: Grid | None) -> EarthM
     # Imported here because the store builds EarthModel objects: at module level the two would import each other.
     from hpfwi.store.models import read_model
 
+    if not Path(path).suffix and not Path(path).exists():
+        raise DataError(
+            f'"{Path(path).name}" is neither a file nor a model that needs none: those are true = "procedural" and '
+            'initial = "smooth", "linear" or "constant".'
+        )
     spacing_m = settings.spacing_m
     if spacing_m is None and final is not None:
         spacing_m = final.spacing_m

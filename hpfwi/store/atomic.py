@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,25 +16,72 @@ from hpfwi.errors import DataError
 def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling of `path` to write into, renamed to `path` when the block ends without an exception.
 
-    After an exception the temporary folder is removed; after a kill it stays behind under its own name (a dot, the
-    final name, a random part), and nothing is under the final name.
+    Its files are flushed to the disk before that. After an exception the temporary folder is removed; after a kill it
+    stays behind under its own name (a dot, the final name, a random part), and nothing is under the final name.
 
-    raises  DataError: something is under the final name already and overwrite is False
+    raises  DataError: something is under the final name already and overwrite is False; the disk refuses
     """
     final = Path(path)
+    with _in_place_of(final, overwrite) as temporary:
+        try:
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in (*names, "."):
+                    _flush(Path(folder, name))
+            if final.exists():
+                # Two renames, because a folder that is not empty cannot be replaced in one.
+                old = final.parent / f".{final.name}.{uuid4().hex[:8]}.old"
+                os.rename(final, old)
+                os.rename(temporary, final)
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+            else:
+                os.rename(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary sibling of `path` with the same suffix to write, flushed and renamed as `new_folder` does.
+
+    raises  DataError: something is under the final name already and overwrite is False; a folder is; the disk refuses
+    """
+    final = Path(path)
+    with _in_place_of(final, overwrite) as temporary:
+        try:
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def refuse_unwritable(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raise what `new_folder` would raise at its end because of the place, before the work that leads there."""
+    with _in_place_of(Path(path), overwrite) as temporary:
+        temporary.mkdir()
+        temporary.rmdir()
+
+
+@contextmanager
+def _in_place_of(final: Path, overwrite: bool) -> Iterator[Path]:
+    """A name beside `final`, whose folder is made, and whose flush follows; the disk's refusals in one sentence."""
     if final.exists() and not overwrite:
         raise DataError(f"{final} exists already: remove it, choose another name or allow overwriting.")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.parent / f".{final.name}.{uuid4().hex[:8]}.part"
     try:
-        yield temporary
-        if final.exists():
-            # Two renames, because a folder that is not empty cannot be replaced in one.
-            old = final.parent / f".{final.name}.{uuid4().hex[:8]}.old"
-            os.rename(final, old)
-            os.rename(temporary, final)
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        else:
-            os.rename(temporary, final)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        yield final.parent / f".{final.stem}.{uuid4().hex[:8]}.part{final.suffix}"
+        _flush(final.parent)
+    except OSError as error:
+        raise DataError(
+            f"{final} cannot be written ({error.strerror or error}); make room there or choose another place."
+        ) from error
+
+
+def _flush(path: Path) -> None:
+    """Make a file, or the names in a folder, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)

@@ -9,7 +9,7 @@ attributes   format, version, dt_s, unit, provenance
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,18 +90,43 @@ def write_gathers(
         raise DataError(
             f"Gathers of shape {gathers.shape} do not fit the survey, whose (shots, receivers, samples) are {expected}."
         )
-    finite = np.isfinite(gathers).all(axis=(1, 2))
-    if not finite.all():
-        raise DataError(f"The gather of shot {int(np.argmin(finite))} holds NaN or infinity and is not written.")
+    write_shots(path, gathers, survey, wavelet, attrs, overwrite=overwrite)
+
+
+def write_shots(
+    path: str | Path,
+    gathers: Iterable[NDArray[np.float32]],
+    survey: Survey,
+    wavelet: NDArray[np.float32] | None,
+    attrs: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write gathers as `write_gathers` does, one shot after the other, so that a line need not fit the memory.
+
+    gathers  float32[receiver, time] of every shot, in order
+
+    raises  DataError: as `write_gathers`; fewer or more shots than the survey has
+    """
     if wavelet is not None:
         _check_wavelet(wavelet.shape, survey, str(path))
+    expected = (survey.shots, survey.receivers, survey.samples)
     with new_folder(path, overwrite=overwrite) as folder:
         group = zarr.create_group(store=str(folder), zarr_format=3)
         # A chunk that goes missing reads as the fill value: NaN is noticed, zeros would be taken for a quiet record.
         array = group.create_array(
             "gathers", shape=expected, chunks=(1, *expected[1:]), dtype="float32", fill_value=float("nan")
         )
-        array[...] = gathers
+        written = 0
+        for shot, gather in enumerate(gathers):
+            if shot == survey.shots or gather.shape != expected[1:]:
+                raise DataError(f"Shot {shot} of shape {gather.shape} does not fit the survey of {expected}.")
+            if not np.isfinite(gather).all():
+                raise DataError(f"The gather of shot {shot} holds NaN or infinity and is not written.")
+            array[shot] = gather
+            written += 1
+        if written < survey.shots:
+            raise DataError(f"There are gathers of {written} shots, and the survey has {survey.shots}.")
         group.create_array("sources_m", data=np.asarray(survey.sources_m), fill_value=float("nan"))
         group.create_array("receivers_m", data=np.asarray(survey.receivers_m), fill_value=float("nan"))
         if wavelet is not None:

@@ -57,9 +57,12 @@ def read_model(
         raise DataError(f"Model {path} has shape {values.shape}: a velocity model is 2-D [z, x], z down.")
     if spacing_m is None:
         raise DataError(f"Model file {file} does not hold its cell size: give it in metres as spacing_m = [dz, dx].")
-    return EarthModel(
-        _in_mps(values, velocity_unit, path), Grid((values.shape[0], values.shape[1]), spacing_m, origin_m)
-    )
+    grid = Grid((values.shape[0], values.shape[1]), spacing_m, origin_m)
+    velocity = _in_mps(values, velocity_unit, path)
+    try:
+        return EarthModel(velocity, grid)
+    except DataError as error:
+        raise DataError(f"Model {path} cannot be used: {str(error)[0].lower()}{str(error)[1:]}") from error
 
 
 def write_model_zarr(

@@ -8,9 +8,11 @@ neither, or counters in the coordinate fields, so a spacing is taken from the he
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import segyio
@@ -54,23 +56,74 @@ def read_segy(path: str | Path) -> SegyTable:
 
     raises  DataError: not a file, not SEG-Y, truncated, without traces, an unknown sample format
     """
+    with open_segy(path) as file:
+        traces = file.read(np.arange(file.traces))
+        with _damage(file.path):
+            spacing_m, doubt = _spacing(file.headers)
+    return SegyTable(np.ascontiguousarray(traces.T), spacing_m, doubt)
+
+
+@dataclass(frozen=True, eq=False)
+class SegyFile:
+    """An open SEG-Y file whose traces are read a few at a time."""
+
+    path: Path
+    headers: segyio.SegyFile
+    words: NDArray[Any] | None
+    """uint32[trace, time] on disk where the samples are IBM floats, else None."""
+
+    @property
+    def traces(self) -> int:
+        """Number of traces."""
+        return int(self.headers.tracecount)
+
+    @property
+    def samples(self) -> int:
+        """Samples of every trace."""
+        return len(self.headers.samples)
+
+    def field(self, first_byte: int) -> NDArray[np.int64]:
+        """A trace header field of every trace, by the first of its bytes as the standard counts them, int64[trace]."""
+        with _damage(self.path):
+            return np.asarray(self.headers.attributes(first_byte)[:], dtype=np.int64)
+
+    def read(self, traces: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Some traces, float32[trace, time], in the order given; raises DataError where the file is damaged."""
+        with _damage(self.path):
+            if self.words is not None:
+                return ibm_floats(self.words[traces])
+            if len(traces) and (np.diff(traces) == 1).all():
+                return np.asarray(self.headers.trace.raw[int(traces[0]) : int(traces[-1]) + 1], dtype=np.float32)
+            return np.stack([np.asarray(self.headers.trace[int(trace)], dtype=np.float32) for trace in traces])
+
+
+@contextmanager
+def open_segy(path: str | Path) -> Iterator[SegyFile]:
+    """A SEG-Y file with traces of equal length, big- or little-endian, IBM, IEEE or integer, open for reading.
+
+    raises  DataError: not a file, not SEG-Y, truncated, without traces, an unknown sample format
+    """
     path = Path(path)
     endian = _endian(path)
+    with _damage(path):
+        headers = segyio.open(str(path), "r", ignore_geometry=True, endian=endian)
+    with headers:
+        if not (headers.tracecount and len(headers.samples)):
+            raise DataError(f"{path} holds SEG-Y headers but no samples.")
+        with _damage(path):
+            words = _ibm_words(path, endian, headers) if int(headers.format) == IBM_FLOAT else None
+        yield SegyFile(path, headers, words)
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Say damage, which segyio reports with these types and with wording for programmers, in one sentence."""
     try:
-        with segyio.open(str(path), "r", ignore_geometry=True, endian=endian) as file:
-            if int(file.format) == IBM_FLOAT:
-                traces = _ibm_traces(path, endian, file)
-            else:
-                traces = np.asarray(file.trace.raw[:], dtype=np.float32)
-            spacing_m, doubt = _spacing(file)
-    # segyio reports damage with these types and with wording for programmers.
+        yield
     except (RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read as SEG-Y ({error}): the file is truncated, or its traces differ in length."
         ) from error
-    if traces.ndim != 2 or 0 in traces.shape:
-        raise DataError(f"{path} holds SEG-Y headers but no samples.")
-    return SegyTable(np.ascontiguousarray(traces.T), spacing_m, doubt)
 
 
 def read_segy_model(
@@ -114,8 +167,8 @@ def _endian(path: Path) -> Literal["big", "little"]:
     )
 
 
-def _ibm_traces(path: Path, endian: Literal["big", "little"], file: segyio.SegyFile) -> NDArray[np.float32]:
-    """float32[trace, z] of a file of IBM floats.
+def _ibm_words(path: Path, endian: Literal["big", "little"], file: segyio.SegyFile) -> NDArray[Any]:
+    """uint32[trace, time] of a file of IBM floats, on disk.
 
     segyio's own conversion takes the fraction for normalised; some field systems write it unnormalised, and then it is
     wrong by up to a factor of 16.
@@ -123,8 +176,8 @@ def _ibm_traces(path: Path, endian: Literal["big", "little"], file: segyio.SegyF
     word = np.dtype(">u4" if endian == "big" else "<u4")
     trace = np.dtype([("header", np.void, TRACE_HEADER_BYTES), ("samples", word, (len(file.samples),))])
     start = HEADER_BYTES + EXTENDED_TEXT_BYTES * int(file.ext_headers)
-    table = np.fromfile(path, dtype=trace, count=file.tracecount, offset=start)
-    return ibm_floats(table["samples"])
+    table = np.memmap(path, dtype=trace, mode="r", offset=start, shape=(file.tracecount,))
+    return np.asarray(table["samples"])
 
 
 def ibm_floats(words: NDArray[np.uint32]) -> NDArray[np.float32]:

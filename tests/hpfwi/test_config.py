@@ -126,7 +126,7 @@ def test_none_in_a_file_is_none(tmp_path: Path, value: str) -> None:
             "[modelling]\nfree_surface = 'maybe'",
             'modelling.free_surface = "maybe" (from line.toml) cannot be used; give',
         ),
-        ("[inversion]\nmisfit = 'l1'", 'inversion.misfit = "l1" (from line.toml) cannot be used; give "l2"'),
+        ("[inversion]\nmisfit = 'l1'", 'inversion.misfit = "l1" (from line.toml) cannot be used; give "l2" or "normal'),
         ("[cluster]\nworkers = -1", 'cluster.workers = -1 (from line.toml) cannot be used; give at least 0 or "auto"'),
         ("[model]\nlinear_mps = [1500.0]", "model.linear_mps = [1500.0] (from line.toml) cannot be used; give a list"),
         ("[model]\ntrue = 5", "model.true = 5 (from line.toml) cannot be used; give text"),
@@ -232,6 +232,19 @@ def test_a_run_needs_something_to_invert() -> None:
     require_input(load_config("demo", [*fields, "data.observed=g.zarr"])[0])
     with pytest.raises(ConfigError, match="There is nothing to invert"):
         require_input(load_config("demo", fields)[0])
+
+
+def test_observed_gathers_have_no_true_model_unless_one_is_named(tmp_path: Path) -> None:
+    """The made-up earth of the default once stood in for the unknown one of field records."""
+    field = "[data]\nobserved = 'g.zarr'\n[model]\ninitial = 'linear'\n"
+    config, _ = load_config(write(tmp_path, field))
+    assert config.model.true is None
+    (tmp_path / "resolved.toml").write_text(as_toml(config))
+    assert load_config(tmp_path / "resolved.toml")[0].model == config.model
+    assert load_config(write(tmp_path, f"{field}true = 'procedural'"))[0].model.true == "procedural"
+    assert load_config(write(tmp_path, field), ["data.observed=none"])[0].model.true == "procedural"
+    with pytest.raises(ConfigError, match='initial="smooth" needs a true model'):
+        load_config(write(tmp_path, "[data]\nobserved = 'g.zarr'"))
 
 
 @pytest.mark.parametrize("recipe", [None, "demo", "marmousi_smooth"])

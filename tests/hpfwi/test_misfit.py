@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpfwi.errors import DataError
-from hpfwi.inversion.misfit import l2
+from hpfwi.inversion.misfit import equal_traces, l2
 
 
 def gathers(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,3 +69,26 @@ def test_other_shapes_are_refused() -> None:
         l2(predicted, observed[..., :-1])
     with pytest.raises(DataError, match=r"Trace weights have shape \(5,\)"):
         l2(predicted, observed, torch.ones(5))
+
+
+def test_equal_traces_forget_strengths_and_measure_correlation() -> None:
+    predicted, observed = gathers(4)
+    strengths = torch.linspace(0.1, 1e4, 10).reshape(2, 5, 1)
+    ours, theirs = equal_traces(predicted.detach(), 3.0), equal_traces(observed, 3.0)
+    assert ours.square().mean(dim=-1) == pytest.approx(torch.full((2, 5), 9.0), rel=1e-6)
+    assert equal_traces(observed * strengths, 3.0) == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+    correlation = torch.nn.functional.cosine_similarity(predicted.detach().double(), observed.double(), dim=-1)
+    assert float(l2(ours, theirs)) == pytest.approx(9.0 * 40 * float((1 - correlation).sum()), rel=1e-6)
+
+
+def test_the_gradient_through_equal_traces_is_exact_and_silent_traces_pass_none() -> None:
+    predicted, observed = gathers(5)
+    double = predicted.detach().double().requires_grad_()
+    target = equal_traces(observed.double(), 1.0)
+    assert torch.autograd.gradcheck(lambda traces: l2(equal_traces(traces, 1.0), target), double)
+    silent = torch.zeros(1, 2, 8, requires_grad=True)
+    value = l2(equal_traces(silent, 1.0), torch.ones(1, 2, 8))
+    value.backward()
+    assert float(value.detach()) == 8.0
+    assert silent.grad is not None
+    assert not silent.grad.any()

@@ -320,6 +320,36 @@ def test_survey_is_drawn_where_its_positions_are_stored(tmp_path: Path) -> None:
     assert observed.images[0].get_extent()[:2] == pytest.approx([0.4, 0.99])
 
 
+def test_receivers_go_along_the_line_and_absent_ones_are_not_drawn(tmp_path: Path) -> None:
+    """A streamer whose channel 0 is the farthest, with five dead channels."""
+    folder = write_run(tmp_path / "toy")
+    receivers = np.full((3, SHAPE[1], 2), 50.0)
+    receivers[..., 1] = 1000.0 - 10.0 * np.arange(SHAPE[1])
+    receivers[:, 10:15] = np.nan
+    Results(folder / "results.zarr").positions(Survey(np.full((3, 1, 2), 25.0), receivers, 0.004, 50), [0, 1, 2])
+    record = read_record(folder)
+    assert record.results is not None
+    stored = record.results.array("gathers/observed")
+    assert stored is not None
+    with style.look():
+        shot = gathers.gathers(record)
+    assert shot is not None
+    observed = next(axes for axes in shot.figure.axes if axes.get_title(loc="left") == "(a) Observed").images[0]
+    assert observed.get_extent()[:2] == pytest.approx([0.41, 1.0])
+    assert np.array_equal(observed.get_array(), stored[1][[*range(59, 14, -1), *range(9, -1, -1)]].T)
+    # The configuration counts the shots of a made-up survey; these are half as many.
+    assert record.iterations_per_pass == 1
+
+
+def test_warnings_of_derived_values_are_words(tmp_path: Path) -> None:
+    derived = {"kind": "derived", "time": 1.0, "value": 3.0, "reason": "below the 4.3 needed", "warning": True}
+    calm = derived | {"name": "pml_hz", "reason": "as set", "warning": False}
+    text = words(write_run(tmp_path / "toy", extra_events=(derived | {"name": "points"}, calm))).text
+    assert "Warning: below the 4.3 needed" in text
+    assert "needed True" not in text
+    assert "Warning: as set" not in text
+
+
 def test_bands_are_named_by_their_wavelengths(tmp_path: Path) -> None:
     peak = {"kind": "derived", "time": 1.0, "name": "peak_hz", "value": 5.0, "reason": "as set"}
     picture = diagnostics.spectra(read_record(write_run(tmp_path / "toy", extra_events=(peak,))))

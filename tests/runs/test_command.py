@@ -166,7 +166,12 @@ BAD: dict[str, tuple[int, list[str], str]] = {
     "source on the free surface": (3, ["survey.source_depth_m=0.0"], "free surface"),
     "true model outside bounds": (3, ["model.bounds_mps=[2000.0,2100.0]"], "bounds_mps"),
     "unstable": (3, ["modelling.substeps=1", "survey.dt_s=0.02"], "Courant"),
-    "a damaged model": (3, ["model.true=damaged.npy", "model.spacing_m=10"], "not positive finite"),
+    "a damaged model": (
+        3,
+        ["model.true=damaged.npy", "model.spacing_m=10"],
+        "damaged.npy cannot be used: the velocity in",
+    ),
+    "no word for a model": (3, ["model.initial=linaer"], '"linaer" is neither a file nor'),
 }
 
 

@@ -1,0 +1,51 @@
+"""What is optimised, how it is judged, for how long, and what is kept on the way."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hpfwi.inversion.optimise import AdamSettings
+from hpfwi.inversion.parameterisation import ParameterisationSettings
+
+
+class InversionSettings(BaseModel):
+    """The options of an inversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iterations: int = Field(default=300, ge=1, description="Iterations of the optimiser.")
+    shots_per_iteration: int | None = Field(
+        default=None, ge=1, description='Shots drawn at random for each iteration; "none" uses all of them.'
+    )
+    shots_per_item: int = Field(
+        default=1, ge=1, description="Shots that a worker takes at once; the result changes by rounding only."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the network's weights and of the draw of shots.")
+    misfit: Literal["l2", "normalised"] = Field(
+        default="l2",
+        description='Distance of predicted to observed gathers: "l2" is ½ Σ residual²; "normalised" is the same after '
+        "every trace is scaled to one energy, so that strengths, which field records seldom keep, do not count.",
+    )
+    smooth_gradient_m: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Gaussian width of a filter on the gradient before each step, m; 0 leaves the gradient as it is. "
+        "It keeps what is finer than waves can tell out of the model, most of all with pixel.",
+    )
+    diagnostics_every: int = Field(default=10, ge=1, description="Iterations between diagnostics of model and network.")
+    snapshot_every: int = Field(default=10, ge=1, description="Iterations between models kept in the history.")
+    checkpoint_every: int = Field(default=20, ge=1, description="Iterations between checkpoints.")
+    parameterisation: ParameterisationSettings = ParameterisationSettings.model_validate({})
+    optimiser: AdamSettings = AdamSettings.model_validate({})
+
+    @model_validator(mode="after")
+    def _whole_items(self) -> InversionSettings:
+        if self.shots_per_iteration is not None and self.shots_per_iteration % self.shots_per_item:
+            raise ValueError(
+                f"shots_per_iteration={self.shots_per_iteration} is not a multiple of "
+                f"shots_per_item={self.shots_per_item}; change one of the two"
+            )
+        return self

@@ -1,0 +1,77 @@
+"""Options for field records: what the normalised misfit and the smoothed gradient change in an iteration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpfwi.config import load_config
+from hpfwi.inversion.prepare import doubtful_strength
+from hpfwi.inversion.task import InversionTask
+from hpfwi.physics.grid import Grid
+from hpfwi.physics.model import EarthModel
+from hpfwi.store.gathers import GathersStore, open_gathers, write_gathers
+
+SPIKE = (12, 20)
+
+
+def task_of(reference: Any, observed: GathersStore, *overrides: str) -> InversionTask:
+    """A replica of the reference run with other options or gathers."""
+    config, _ = load_config(reference.path / "config.toml", overrides)
+    grid = Grid((24, 40), (15.0, 15.0))
+    return InversionTask(config, EarthModel(reference.array("model/initial"), grid), observed, 1e-3, device="cpu")
+
+
+def moved(task: InversionTask, spike: tuple[int, int]) -> np.ndarray:
+    """Where one step with a gradient of a single cell moves the model, bool[z, x]."""
+    before = task.model().copy()
+    gradient = np.zeros((24, 40))
+    gradient[spike] = 1.0
+    task.begin(0)
+    task.advance(0, gradient)
+    return task.model() != before
+
+
+def test_a_normalised_misfit_does_not_know_the_strength_of_a_trace(reference: Any, tmp_path: Path) -> None:
+    store = open_gathers(reference.path / "observed.zarr")
+    gathers = store.read(range(6))
+    strengths = 10.0 ** np.random.default_rng(1).uniform(-3, 3, gathers.shape[:2]).astype(np.float32)
+    write_gathers(tmp_path / "uneven.zarr", gathers * strengths[..., None], store.survey, store.wavelet)
+    uneven = open_gathers(tmp_path / "uneven.zarr")
+    found = {}
+    for misfit in ("l2", "normalised"):
+        for gathers_of in (store, uneven):
+            task = task_of(reference, gathers_of, f"inversion.misfit={misfit}")
+            task.begin(0)
+            gradient, scalars = task.gradient([2])
+            found[misfit, gathers_of is uneven] = gradient, scalars["residual_energy"] / scalars["observed_energy"]
+    even, odd = found["normalised", False], found["normalised", True]
+    assert np.abs(even[0]).max() > 0
+    assert odd[0] == pytest.approx(even[0], rel=1e-3, abs=1e-5 * float(np.abs(even[0]).max()))
+    assert odd[1] == pytest.approx(even[1], rel=1e-5)
+    assert found["l2", True][1] != pytest.approx(found["l2", False][1], rel=0.1)
+
+
+def test_a_smoothed_gradient_moves_the_neighbours_too_and_never_the_water(reference: Any) -> None:
+    observed = open_gathers(reference.path / "observed.zarr")
+    pixel = ("inversion.parameterisation.kind=pixel", "model.water_depth_m=75.0")
+    smooth = (*pixel, "inversion.smooth_gradient_m=20.0")
+    rough = moved(task_of(reference, observed, *pixel), SPIKE)
+    assert np.argwhere(rough).tolist() == [list(SPIKE)]
+    wide = moved(task_of(reference, observed, *smooth), SPIKE)
+    assert wide[SPIKE[0] - 2 : SPIKE[0] + 3, SPIKE[1] - 2 : SPIKE[1] + 3].all()
+    assert not wide[:5].any()
+    assert not moved(task_of(reference, observed, *smooth), (4, 20)).any()
+
+
+def test_strengths_that_no_velocity_explains_are_told() -> None:
+    gathers = np.random.default_rng(2).normal(size=(2, 3, 50)).astype(np.float32)
+    assert doubtful_strength(gathers, 9 * gathers) is None
+    for factor in (1e-3, 11.0):
+        doubt = doubtful_strength(factor * gathers, gathers)
+        assert doubt is not None
+        assert doubt[0] == pytest.approx(factor, rel=1e-5)
+        assert "hpfwi wavelet" in doubt[1]
