@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -176,6 +177,18 @@ def timed(work: dict[str, peers.Problem], repeats: int, threads: int, gains: boo
     return wall, processor
 
 
+@contextmanager
+def others(count: int) -> Iterator[None]:
+    """So many other processes compute meanwhile, each enough for one core."""
+    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
 def child(code: str, name: str, options: argparse.Namespace, order: int, cache: str | None = None) -> dict[str, float]:
     """First-call seconds and peak memory above the imports' of one gradient, in a process of its own."""
     command = [sys.executable, __file__, "--child", code, "--cases", name, "--order", str(order)]
@@ -229,7 +242,8 @@ def bench(name: str, order: int, options: argparse.Namespace) -> dict:
             f"hpfwi differs from float64 deepwave on {name} by {records:.1e} in records and {gradient:.1e} in the "
             f"gradient, more than {AGREEMENT:g} (a gradient of fewer steps: {SAMPLED:g}): no ratio is worth printing."
         )
-    wall, processor = timed(work, options.repeats, threads, options.gains)
+    with others(options.beside):
+        wall, processor = timed(work, options.repeats, threads, options.gains)
     updates = np.prod([size + 2 * absorbing for size in CASES[name].shape]) * CASES[name].samples * CASES[name].shots
     rows = {}
     for kind, runs in wall.items():
@@ -342,6 +356,13 @@ def main() -> None:
         help="also time hpfwi on one thread, and one run on every thread at once that share nothing",
     )
     parser.add_argument(
+        "--beside",
+        type=int,
+        default=0,
+        metavar="N",
+        help="other processes that compute without end while the codes are timed, as on a shared machine (0)",
+    )
+    parser.add_argument(
         "--json", type=Path, help="where to write the result (benchmarks/results/acoustic_<hardware>_<date>)"
     )
     parser.add_argument("--child", choices=list(CODES), help=argparse.SUPPRESS)
@@ -350,7 +371,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure_child(options.child, options.cases[0], options)))
         return
-    conditions = peers.conditions(options.threads)
+    conditions = peers.conditions(options.threads) | {"processes beside": str(options.beside)}
     print("  ".join(f"{key}: {value}" for key, value in conditions.items()))
     if float(conditions["load before"]) > BUSY:
         print(
