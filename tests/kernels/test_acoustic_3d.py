@@ -52,10 +52,16 @@ def survey(scheme: Scheme, shape: tuple[int, ...] = SHAPE, shots: int = 2) -> tu
 
 def everything(engine: Any, scheme: Scheme, shape: tuple[int, ...] = SHAPE, shots: int = 2, **how: Any) -> Any:
     """Records, and both gradients of half their sum of squares, of one small survey; `how` is for the engine."""
-    points, velocity = survey(scheme, shape, shots), velocity_of(shape)
+    points, velocity = survey(scheme, shape, shots), velocity_of(models_of(scheme, shape))
     wavelet = np.random.default_rng(33).standard_normal((shots, 1, SAMPLES))
     records, stored = engine.forward(velocity, wavelet, *points, scheme, store=True, **how)
     return records, *engine.gradient(velocity, wavelet, *points, scheme, stored, records, **how)
+
+
+def models_of(scheme: Scheme, shape: tuple[int, ...] = SHAPE) -> tuple[int, ...]:
+    """The shape of a model for all shots, or of one for each where each has a sponge."""
+    sponges = len(scheme.sponges_mps)
+    return (sponges, *shape) if sponges > 1 else shape
 
 
 def distance(result: NDArray, truth: NDArray) -> float:
@@ -93,6 +99,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sponge-free-surface": {
         "boundary": "sponge", "min_velocity_mps": 1500.0, "free_surface": True, "absorbing": (0, *WIDTHS[1:]),
     },
+    "sponge-for-each-model": {"boundary": "sponge", "min_velocity_mps": (1500.0, 800.0)},
     "no-layer": {"absorbing": (0,) * 6},
     "wider-than-the-model": {"absorbing": (20, 1, 0, 4, 30, 2)},
     "only-in-front": {"absorbing": (0, 0, 5, 0, 0, 0)},
@@ -107,7 +114,7 @@ def test_float64_equals_the_reference(name: str, definition: Any, double: Any) -
     assert all(distance(*pair) <= 1e-12 for pair in zip(everything(double, scheme), expected, strict=True))
 
 
-@pytest.mark.parametrize("name", ["order-4", "order-8", "free-surface", "sponge", "substeps"])
+@pytest.mark.parametrize("name", ["order-4", "order-8", "free-surface", "sponge-for-each-model", "substeps"])
 def test_float32_equals_the_reference(name: str, definition: Any, single: Any) -> None:
     scheme = scheme_of(**CASES[name])
     expected = everything(definition, scheme)
@@ -195,6 +202,17 @@ def test_bits_do_not_depend_on_threads_runs_or_memory(name: str, shots: int, sin
     for how in ({}, {"threads": 2, "pool": pool}, {"threads": 5, "pool": pool}, {"memory": checkpoint, "threads": 2}):
         other = everything(single, scheme, shape, shots, **how)
         assert all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_sponge_for_each_model_is_what_each_has_alone(single: Any) -> None:
+    scheme, wavelet = scheme_of(**CASES["sponge-for-each-model"]), np.random.default_rng(33).standard_normal((2, 1, 60))
+    velocity, points = velocity_of(models_of(scheme)), survey(scheme)
+    together, _ = single.forward(velocity, wavelet, *points, scheme, threads=2)
+    for shot, made_for in enumerate(scheme.sponges_mps):
+        own = [one.of_shots([shot]) for one in points]
+        alone = replace(scheme, min_velocity_mps=made_for)
+        records, _ = single.forward(velocity[shot], wavelet[[shot]], *own, alone)
+        assert np.array_equal(records[0], together[shot])
 
 
 def test_half_keeps_the_gradient_to_three_digits(single: Any) -> None:

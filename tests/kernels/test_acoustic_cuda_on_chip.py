@@ -1,6 +1,7 @@
 """The on-chip kernels: their source and their plans run on the processor against the reference."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ CASES: dict[str, tuple[Scheme, str, int, int]] = {  # scheme, team, blocks, rows
     "order 2, no layer on two sides": (case(order=2, absorbing=(0, 3, 0, 9)), "block", 1, 8),
     "periodic sponge": (case("sponge", order=8), "cluster", 3, 4),
     "periodic sponge, one block": (case("sponge", store_every=2), "block", 1, 6),
-    "sponge under a free surface": (case("sponge", free_surface=True, absorbing=(0, 6, 7, 4)), "grid", 2, 2),
+    "a sponge for each model": (case("sponge", min_velocity_mps=(1500.0, 800.0)), "block", 1, 6),
+    "a sponge for each under a free surface": (
+        case("sponge", free_surface=True, absorbing=(0, 6, 7, 4), min_velocity_mps=(800.0, 1500.0)), "grid", 2, 2,
+    ),
 }  # fmt: skip
 
 
@@ -54,7 +58,7 @@ def processor(tmp_path_factory: pytest.TempPathFactory) -> Processor:
 
 
 def survey(scheme: Scheme, *, shape: tuple[int, int] = (15, 18), models: int = 1, on_cells: bool = False) -> Survey:
-    rng = np.random.default_rng(3)
+    rng, models = np.random.default_rng(3), max(models, len(scheme.sponges_mps))
     velocity = rng.uniform(1500.0, 2500.0, (models, *shape) if models > 1 else shape)
     places = []
     for count in (2, 5):
@@ -221,8 +225,12 @@ def on_a_device(processor: Processor, work: Survey, memory: Memory, blocks: int)
 
 @pytest.mark.parametrize(
     ("scheme", "blocks"),
-    [(case(), 1), (case(order=8, free_surface=True, absorbing=(0, 6, 7, 4), store_every=3, substeps=2, dt_s=2e-3), 2)],
-    ids=["block", "cluster, substeps"],
+    [
+        (case(), 1),
+        (case(order=8, free_surface=True, absorbing=(0, 6, 7, 4), store_every=3, substeps=2, dt_s=2e-3), 2),
+        (case("sponge", min_velocity_mps=(1500.0, 800.0)), 1),
+    ],
+    ids=["block", "cluster, substeps", "a sponge for each model"],
 )
 def test_the_operation_on_a_device(processor: Processor, scheme: Scheme, blocks: int) -> None:
     """Records and gradients of the reference; checkpoints give the bits of store; brackets in 16 bits their digits."""
@@ -235,6 +243,18 @@ def test_the_operation_on_a_device(processor: Processor, scheme: Scheme, blocks:
     rough = on_a_device(processor, work, Memory(half=True), blocks)
     assert 1e-4 < distance(rough[1], found[1]) < 2**-7
     assert np.array_equal(rough[2], found[2])
+
+
+def test_a_sponge_for_each_model_is_what_each_has_alone(processor: Processor) -> None:
+    """Teams take one shot after another: what the first left must be gone."""
+    scheme, team, blocks, rows = CASES["a sponge for each under a free surface"]
+    work = survey(scheme)
+    together = run_forward(processor, work, work.problem, planned(work.problem, team, blocks, rows))
+    for shot, made_for in enumerate(scheme.sponges_mps):
+        same = survey(replace(scheme, min_velocity_mps=made_for), models=SHOTS)
+        alone = run_forward(processor, same, same.problem, planned(same.problem, team, blocks, rows))
+        assert np.array_equal(alone[0][shot], together[0][shot])
+        assert not np.array_equal(alone[0][1 - shot], together[0][1 - shot])
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,19 @@ def inputs(**changes: Any) -> tuple[Any, ...]:
     places = [rng.uniform(1.0, [SHAPE[0] - 1, SHAPE[1] - 1], (SHOTS, count, 2)) for count in (2, 3)]
     places[0][1, 1] = places[0][1, 0]  # two sources on the same cells
     points = [off_grid(place, SHAPE, free_surface=scheme.free_surface) for place in places]
-    velocity = torch.tensor(rng.uniform(1500.0, 2500.0, SHAPE), dtype=torch.float32)
+    models = (SHOTS, *SHAPE) if len(scheme.sponges_mps) > 1 else SHAPE
+    velocity = torch.tensor(rng.uniform(1500.0, 2500.0, models), dtype=torch.float32)
     wavelet = torch.tensor(rng.standard_normal((SHOTS, 2, SAMPLES)), dtype=torch.float32)
     return velocity, wavelet, points[0], points[1], scheme
 
 
-def test_the_operation_passes_torchs_own_checks() -> None:
-    velocity, wavelet, sources, receivers, scheme = inputs()
+EACH = {"boundary": "sponge", "min_velocity_mps": (1500.0, 800.0)}
+"""A sponge for each model."""
+
+
+@pytest.mark.parametrize("changes", [{}, EACH], ids=["cpml", "sponges"])
+def test_the_operation_passes_torchs_own_checks(changes: dict[str, Any]) -> None:
+    velocity, wavelet, sources, receivers, scheme = inputs(**changes)
     points = [torch.from_numpy(array) for one in (sources, receivers) for array in (one.cells, one.weights)]
     arguments = (
         velocity.requires_grad_(), wavelet.requires_grad_(), *points,
@@ -42,8 +48,9 @@ def test_the_operation_passes_torchs_own_checks() -> None:
     torch.library.opcheck(acoustic_op._acoustic, arguments)
 
 
-def test_a_compiled_graph_is_whole_and_gives_the_same_numbers() -> None:
-    velocity, wavelet, *rest = inputs()
+@pytest.mark.parametrize("changes", [{}, EACH], ids=["cpml", "sponges"])
+def test_a_compiled_graph_is_whole_and_gives_the_same_numbers(changes: dict[str, Any]) -> None:
+    velocity, wavelet, *rest = inputs(**changes)
 
     def misfit(model: Tensor, drive: Tensor) -> Tensor:
         return propagate(2.0 * model, drive, *rest).square().sum()
@@ -74,8 +81,9 @@ def test_a_gpu_that_is_not_there_is_not_looked_for() -> None:
         {"order": 8, "store_every": 3},
         {"order": 2, "free_surface": True, "absorbing": (0, 4, 6, 4), "substeps": 2},
         {"boundary": "sponge", "order": 6},
+        EACH,
     ],
-    ids=["cpml", "order 8", "free surface", "sponge"],
+    ids=["cpml", "order 8", "free surface", "sponge", "sponges"],
 )
 def test_the_operation_on_a_gpu(changes: dict[str, Any], memory: Memory) -> None:
     pytest.importorskip("cupy")
@@ -90,7 +98,7 @@ def test_the_operation_on_a_gpu(changes: dict[str, Any], memory: Memory) -> None
         assert torch.equal(found, again)
         if memory is RING and right.shape == velocity.shape:  # nothing from the layers and what they reach
             edge = rest[-1].radius + 1
-            found, right = (one[edge:-edge, edge:-edge] for one in (found, right))
+            found, right = (one[..., edge:-edge, edge:-edge] for one in (found, right))
         assert torch.linalg.norm(found.double().cpu() - right) < bound * torch.linalg.norm(right)
 
 

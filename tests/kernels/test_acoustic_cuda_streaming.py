@@ -40,6 +40,7 @@ def survey_of(
         "max_velocity_mps": 2500.0,
     } | options
     scheme = Scheme(**(base | {"absorbing": base["absorbing"][: 2 * dimensions]}))
+    shots, models = max(shots, len(scheme.sponges_mps)), max(models, len(scheme.sponges_mps))
     rng, high = np.random.default_rng(32), np.array(shape) - 1
     spread = np.array([[0.02, 0.02, 0.05], [0.5, 0.48, 0.5], [0.97, 0.96, 0.98], [0.8, 0.93, 0.2], [0.05, 0.5, 0.9]])
     near = spread[:, :dimensions] * high + rng.uniform(-3.0, 3.0, (2, shots, len(spread), dimensions))
@@ -94,6 +95,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sponge-free-surface": {
         "boundary": "sponge", "min_velocity_mps": 1500.0, "free_surface": True, "absorbing": (0, *WIDTHS[1:]),
     },
+    "sponge-for-each-model": {"boundary": "sponge", "min_velocity_mps": (1500.0, 800.0)},
     "no-layer": {"absorbing": (0,) * 6},
     "every-third-step": {"store_every": 3},
 }  # fmt: skip
@@ -129,6 +131,7 @@ def test_blocks_that_no_layer_touches_in_3d(order: int, processor: Processor, mo
 
 FREE = {"free_surface": True, "absorbing": (0, *WIDTHS[1:])}
 SPONGE = {"boundary": "sponge", "min_velocity_mps": 1500.0}
+SPONGES = CASES["sponge-for-each-model"]
 SIZES = {2: SMALL, 3: (7, 13, 16)}
 """In 3-D with rows of 25 cells, or of 24, which are whole vectors."""
 WHOLE = {"absorbing": (6, 5, 4, 7, 3, 5)}
@@ -137,8 +140,8 @@ WHOLE = {"absorbing": (6, 5, 4, 7, 3, 5)}
 @pytest.mark.parametrize(
     ("dimensions", "options"),
     [
-        (2, {"store_every": 2}), (2, SPONGE), (3, {}), (3, {"store_every": 3}), (3, FREE),
-        (3, WHOLE),
+        (2, {"store_every": 2}), (2, SPONGES), (3, {}), (3, {"store_every": 3}), (3, FREE),
+        (3, WHOLE), (3, SPONGES),
     ],
     ids=str,
 )  # fmt: skip

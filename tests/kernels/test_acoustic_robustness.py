@@ -204,6 +204,18 @@ def test_a_sponge_that_no_velocity_makes_stable_is_refused(engine: Any) -> None:
     with pytest.raises(StabilityError, match=r"damps by 2\.\d+ in a step of 0\.0016 s .* wider or dt_s smaller"):
         engine.forward(velocity_of(), wavelet_of(), *survey(), narrow)
     engine.forward(velocity_of(), wavelet_of(), *survey(), replace(narrow, absorbing=(0, 0, 4, 0)))
+    each = replace(narrow, min_velocity_mps=(600.0, 600.0, 1500.0, 600.0, 600.0))
+    with pytest.raises(StabilityError, match=r"damps by 2\.\d+"):
+        engine.forward(velocity_of((SHOTS, *SHAPE)), wavelet_of(), *survey(), each)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (SHOTS, *SHAPE)], ids=str)
+def test_sponges_without_a_model_each_are_refused(shape: tuple[int, ...], engine: Any) -> None:
+    scheme = scheme_of(boundary="sponge", min_velocity_mps=(1500.0, 1600.0))
+    with pytest.raises(
+        ModelError, match=r"holds 2 values for a velocity of shape .*; give one number, or one for each"
+    ):
+        engine.forward(velocity_of(shape), wavelet_of(), *survey(), scheme)
 
 
 @pytest.mark.parametrize(("order", "limit"), [(2, 1.0), (4, 0.866), (6, 0.8135), (8, 0.784)])
@@ -300,6 +312,8 @@ def test_points_made_for_a_larger_model_are_refused(engine: Any) -> None:
         ({"absorbing": (1, 2, 3, -4)}, "none below 0"),
         ({"boundary": "hard"}, 'use "cpml" or "sponge"'),
         ({"boundary": "sponge"}, "min_velocity_mps=None must be positive"),
+        ({"boundary": "sponge", "min_velocity_mps": (1500.0, 0.0)}, r"min_velocity_mps\[1\]=0.0 must be positive"),
+        ({"boundary": "sponge", "min_velocity_mps": ()}, r"min_velocity_mps\[0\]=None must be positive"),
         ({"free_surface": True}, "set the top width to 0"),
         ({"pml_hz": -1.0}, "pml_hz=-1.0"),
         ({"substeps": 0}, "substeps=0"),

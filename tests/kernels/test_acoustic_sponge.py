@@ -7,6 +7,7 @@ first step, so its sample n + 1 is that code's sample n.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,3 +101,29 @@ def test_sponge_equals_the_step_written_out(source: tuple[int, int], engine: Any
     if source[0] == 1:
         scale = (velocity[source] * DT_S) ** 2 * wavelet[0]
         assert records[0, source[1], 1] == pytest.approx(scale, rel=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_sponge_for_each_model_is_what_each_has_alone(threads: int, engine: Any) -> None:
+    """Records and gradients, bit by bit; two of three share a sponge, and two threads the last shot."""
+    rng, made_for = np.random.default_rng(42), (1500.0, 3000.0, 1500.0)
+    velocity, wavelet = rng.uniform(1500.0, 4500.0, (3, *SHAPE)), rng.standard_normal((3, 1, 120))
+    sources = on_grid(rng.integers(0, SHAPE, (3, 1, 2)), SHAPE)
+    receivers = on_grid(rng.integers(0, SHAPE, (3, 5, 2)), SHAPE)
+    scheme = replace(scheme_of(velocity), min_velocity_mps=made_for)
+
+    def everything(how: Scheme, shots: list[int]) -> tuple[NDArray, ...]:
+        work = velocity[shots], wavelet[shots], sources.of_shots(shots), receivers.of_shots(shots), how
+        records, stored = engine.forward(*work, store=True, threads=threads)
+        return records, *engine.gradient(*work, stored, records, threads=threads)
+
+    together = everything(scheme, [0, 1, 2])
+    for shot, velocity_mps in enumerate(made_for):
+        alone = everything(replace(scheme, min_velocity_mps=velocity_mps), [shot])
+        assert all(np.array_equal(one[shot], other[0]) for one, other in zip(together, alone, strict=True))
+    shared = everything(replace(scheme, min_velocity_mps=made_for[0]), [0, 1, 2])
+    assert all(np.array_equal(one[[0, 2]], other[[0, 2]]) for one, other in zip(together, shared, strict=True))
+    assert all(
+        np.linalg.norm(one[1] - other[1]) > 1e-2 * np.linalg.norm(other[1])
+        for one, other in zip(together, shared, strict=True)
+    )

@@ -57,7 +57,7 @@ def forward(
         u, v, psi_x, zeta_x, psi_z, psi_z_next, zeta_z = workspace
         mine = None if stored is None else stored[shot]
         brackets, (ring, ends) = kept.brackets(mine), kept.ring(mine)
-        factor = constants.factor_of(setup, shot)
+        factor, damping = constants.factor_of(setup, shot), constants.damping[scheme.sponge_mps(shot)]
         source_taps, receiver_taps = constants.taps(setup.sources[shot]), constants.taps(setup.receivers[shot])
         recorded = aligned(records[shot].size, dtype, pool=pool).reshape(steps, -1)
         for number, (begin, end) in enumerate(kept.segments):
@@ -67,9 +67,9 @@ def forward(
             def march(part: _Part, begin: int = begin, end: int = end) -> None:
                 band = part.band
                 loops.march(
-                    u, v, factor, constants.damping, psi_x, zeta_x, psi_z, psi_z_next, zeta_z,
+                    u, v, factor, damping, psi_x, zeta_x, psi_z, psi_z_next, zeta_z,
                     *constants.profiles, band.inside, band.strips_x, band.strips_z, part.spans,
-                    *constants.stencil, setup.damping is not None, scheme.free_surface,
+                    *constants.stencil, scheme.boundary == "sponge", scheme.free_surface,
                     *source_taps, drive[shot], *receiver_taps, recorded[begin:end],
                     begin, begin + part.first, begin + part.last, brackets, keeps, scheme.store_every,
                     np.uint64(layout.width), ring, ends is not None, kept.core, part.leads, part.barrier, part.team,
@@ -126,7 +126,7 @@ def gradient(
         source, mine = constants.by_row(setup.sources[shot]), stored[shot]
         brackets, (ring, ends) = kept.segment_room(pool) if again else kept.brackets(mine), kept.ring(mine)
         source_taps, receiver_taps = constants.taps(source), constants.taps(setup.receivers[shot])
-        factor = constants.factor_of(setup, shot)
+        factor, damping = constants.factor_of(setup, shot), constants.damping[scheme.sponge_mps(shot)]
         product = buffers.empty((source.weight.size, steps), dtype)
         heard = aligned(residual[shot].size, dtype, pool=pool).reshape(steps, -1)
         transpose(residual[shot], heard)
@@ -141,10 +141,10 @@ def gradient(
                 for saved, state in zip(states, (u, u_next, psi_x, zeta_x, psi_z, zeta_z), strict=True):
                     state[:] = saved
                 loops.march(
-                    u, u_next, factor, constants.damping, psi_x, zeta_x, psi_z, psi_z_next, zeta_z,
+                    u, u_next, factor, damping, psi_x, zeta_x, psi_z, psi_z_next, zeta_z,
                     *constants.profiles, whole.inside, whole.strips_x, whole.strips_z,
                     whole.spans if again_blocks is None else again_blocks.spans,
-                    *constants.stencil, setup.damping is not None, scheme.free_surface,
+                    *constants.stencil, scheme.boundary == "sponge", scheme.free_surface,
                     *source_taps, drive[shot], *receiver_taps, unused_records,
                     begin, begin, end, brackets, True, scheme.store_every, np.uint64(layout.width),
                     ring, False, kept.core, True, new_barrier(), 1,
@@ -153,9 +153,9 @@ def gradient(
             def march_back(part: _Part, begin: int = begin, end: int = end, mu: NDArray = mu, v: NDArray = v) -> None:
                 band = part.band
                 loops.march_back(
-                    mu, v, factor, constants.damping, p_x, z_x, p_z, z_z, *constants.profiles, t, flow, lift,
+                    mu, v, factor, damping, p_x, z_x, p_z, z_z, *constants.profiles, t, flow, lift,
                     band.inside, band.strips_x, band.strips_z, part.spans,
-                    *constants.stencil, setup.damping is not None, scheme.free_surface,
+                    *constants.stencil, scheme.boundary == "sponge", scheme.free_surface,
                     *source_taps, product, drive[shot], drive_gradient[shot],
                     *receiver_taps, heard, begin, end - part.last, end - part.first,
                     brackets, scheme.store_every, np.uint64(layout.width), total,
@@ -183,7 +183,8 @@ class _Constants:
 
     layout: Layout
     dtype: np.dtype
-    damping: NDArray
+    damping: dict[float | None, NDArray]
+    """By what a sponge is made for; None: without one, what loops take and never read."""
     profiles: tuple[NDArray, ...]
     stencil: tuple[object, ...]
 
@@ -221,7 +222,7 @@ def _constants(setup: Setup, scheme: Scheme, dtype: np.dtype) -> _Constants:
     profiles = tuple(
         layout.column_profile(values, dtype) for values in (horizontal.decay, horizontal.gain, horizontal.slope)
     ) + tuple(layout.row_profile(values, dtype) for values in (vertical.decay, vertical.gain, vertical.slope))
-    damping = layout.field_of(setup.damping, dtype) if setup.damping is not None else buffers.zeros(1, dtype)
+    damping = {made_for: layout.field_of(cells, dtype) for made_for, cells in setup.damping.items()}
     # The loops take weights for the longest reach; `reach` tells the compiler how many of them count.
     second = [rounded_second_derivative(scheme.order, h, dtype) for h in scheme.spacing_m]
     weights = [(*values, *(dtype.type(0),) * (5 - len(values))) for values in second]
@@ -230,7 +231,7 @@ def _constants(setup: Setup, scheme: Scheme, dtype: np.dtype) -> _Constants:
     reach = (1,) * scheme.radius
     laplacian = rounded_laplacian(scheme.order, scheme.spacing_m, dtype)
     stencil = (layout.box, np.uint64(layout.stride), laplacian, *weights, *slopes, reach)
-    return _Constants(layout, dtype, damping, profiles, stencil)
+    return _Constants(layout, dtype, damping or {None: buffers.zeros(1, dtype)}, profiles, stencil)
 
 
 def _fields(sizes: list[int], dtype: np.dtype, pool: buffers.Pool | None) -> list[NDArray]:

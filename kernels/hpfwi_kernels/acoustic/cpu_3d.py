@@ -65,7 +65,7 @@ def forward(
 
     def run(shot: int, workers: int) -> None:
         fields = constants.fields(forward_sizes(constants.stack, constants.near), pool)
-        one = constants.shot(setup, shot, drive[shot], pool)
+        one = constants.shot(setup, scheme, shot, drive[shot], pool)
         mine = None if stored is None else stored[shot]
         brackets, (ring, ends) = kept.brackets(mine), kept.ring(mine)
         recorded = buffers.zeros((steps, receivers.per_shot), dtype)
@@ -122,7 +122,7 @@ def gradient(
         field = constants.fields((1 if ends is None else stack.size,) * 2, pool)
         if ends is not None:
             field[0][:], field[1][:] = ends
-        one = constants.shot(setup, shot, drive[shot], pool)
+        one = constants.shot(setup, scheme, shot, drive[shot], pool)
         product = buffers.empty((len(one.source[0]), steps), dtype)
         nowhere = np.zeros((1, 1), dtype)
         heard = buffers.empty((steps, receivers.per_shot), dtype)
@@ -169,6 +169,7 @@ class _Shot:
     """What the loops of one shot read."""
 
     factor: NDArray
+    damping: NDArray
     source: _Taps
     receiver: _Taps
     drive: NDArray
@@ -196,7 +197,7 @@ def _march(
     def block(first_tile: int, last_tile: int, first: int, levels: int) -> None:
         u, v, *memory = fields
         loops_3d.march(
-            u, v, shot.factor, constants.damping, constants.scratch(constants.near), *memory, *constants.profiles,
+            u, v, shot.factor, shot.damping, constants.scratch(constants.near), *memory, *constants.profiles,
             *where, numbers, *constants.second, *constants.first, constants.reach,
             scheme.boundary == "sponge", scheme.free_surface,
             *shot.source, shot.drive, *receiver, records,
@@ -232,7 +233,7 @@ def _march_back(
     def block(first_tile: int, last_tile: int, first: int, levels: int) -> None:
         mu, v, *memory = fields
         loops_3d.march_back(
-            mu, v, shot.factor, constants.damping, constants.scratch(constants.far), *memory, *profiles,
+            mu, v, shot.factor, shot.damping, constants.scratch(constants.far), *memory, *profiles,
             *constants.adjoint, *where, numbers, *constants.second, constants.first[2], constants.reach,
             scheme.boundary == "sponge", scheme.free_surface,
             *shot.source, product, shot.drive, drive_gradient, *shot.receiver, residual,
@@ -254,7 +255,8 @@ class _Constants:
     """Where the transposed layers act: on cells within 2 R of their own."""
     plan: blocks.Plan
     dtype: np.dtype
-    damping: NDArray
+    damping: dict[float | None, NDArray]
+    """By what a sponge is made for; None: without one, what loops take and never read."""
     profiles: tuple[NDArray, ...]
     adjoint: tuple[NDArray, NDArray]
     second: tuple[tuple[np.floating, ...], ...]
@@ -278,10 +280,10 @@ class _Constants:
             field[:] = 0
         return made
 
-    def shot(self, setup: Setup, shot: int, drive: NDArray, pool: buffers.Pool | None) -> _Shot:
-        factor = setup.factor[shot if setup.factor.shape[0] > 1 else 0]
+    def shot(self, setup: Setup, scheme: Scheme, shot: int, drive: NDArray, pool: buffers.Pool | None) -> _Shot:
+        factor = self.stack.field_of(setup.factor[shot if setup.factor.shape[0] > 1 else 0], self.dtype, pool)
         source, receiver = self.taps(setup.sources[shot]), self.taps(setup.receivers[shot])
-        return _Shot(self.stack.field_of(factor, self.dtype, pool), source, receiver, drive)
+        return _Shot(factor, self.damping[scheme.sponge_mps(shot)], source, receiver, drive)
 
     def by_plane(self, taps: Taps) -> Taps:
         """The taps in the order of planes, in which blocks take them."""
@@ -311,6 +313,7 @@ def _constants(setup: Setup, scheme: Scheme, dtype: np.dtype) -> _Constants:
     along = [along_profile(values, stack.width, dtype) for values in (x.decay, x.gain, x.slope)]
     # The loops take weights for the longest reach; `reach` tells the compiler how many of them count.
     zero = dtype.type(0)
+    damping = {made_for: stack.field_of(cells, dtype, None) for made_for, cells in setup.damping.items()}
     levels = blocks.levels_that_fit(_FIELDS * stack.rows * stack.width * dtype.itemsize, scheme.radius)
     second = [rounded_second_derivative(scheme.order, h, dtype) for h in scheme.spacing_m]
     first = [tuple(dtype.type(weight / h) for weight in first_derivative(scheme.order)) for h in scheme.spacing_m]
@@ -320,7 +323,7 @@ def _constants(setup: Setup, scheme: Scheme, dtype: np.dtype) -> _Constants:
         far=adjoint_layers(stack, scheme),
         plan=blocks.plan(stack.planes, scheme.radius, levels=levels),
         dtype=dtype,
-        damping=buffers.zeros(1, dtype) if setup.damping is None else stack.field_of(setup.damping, dtype, None),
+        damping=damping or {None: buffers.zeros(1, dtype)},
         profiles=(*across, *along),
         adjoint=(
             adjoint_weights(z, scheme.order, scheme.spacing_m[0], dtype),

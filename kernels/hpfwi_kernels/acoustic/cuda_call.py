@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
-from hpfwi_kernels.acoustic.setup import absorbing_layers
+from hpfwi_kernels.acoustic.setup import cpml_layers, sponge_layers
 from hpfwi_kernels.stencils import first_derivative, rounded_second_derivative
 
 _ALIGNMENT_BYTES = 256
@@ -117,7 +117,9 @@ class Problem:
     profiles: tuple[Profile, ...]
     """One per axis; empty under a sponge."""
     damping: int
-    """float32[cells] of the sponge, else 0."""
+    """float32[cells] s/m, what a sponge made for 1 m/s damps by; 0 without one."""
+    sponges: int
+    """float32[shot] m/s, what the sponge of each shot is made for: its damping is the product; 0 without one."""
     sources: TapArrays
     receivers: TapArrays
     drive: int
@@ -267,13 +269,16 @@ def describe(
                     once, and what it placed must outlive the calls
     """
     shape = scheme.padded(sources.shape)
-    profiles, damping = absorbing_layers(scheme, shape)
+    profiles = cpml_layers(scheme, shape)
     layers = [
         part.astype(np.float32)
         for profile in profiles or ()
         for part in (profile.decay, 1 + profile.gain, profile.gain, profile.slope)
     ]
-    sponge = [] if damping is None else [damping.astype(np.float32)]
+    sponge = []
+    if profiles is None:  # one velocity counts for all shots
+        made_for = np.resize(np.array(scheme.sponges_mps, np.float32), sources.shots)
+        sponge = [sponge_layers(scheme, shape, 1.0).astype(np.float32), made_for]
     taps = [tap_arrays(points, scheme) for points in (sources, receivers)]
     parts = [*layers, *sponge, *(array for one in taps for array in one.values())]
     offsets = _offsets(parts)
@@ -291,6 +296,7 @@ def describe(
             Profile(decay=next(at), gain_plus_one=next(at), gain=next(at), slope=next(at)) for _ in profiles or ()
         ),
         damping=next(at) if sponge else 0,
+        sponges=next(at) if sponge else 0,
         sources=_described(sources, taps[0], at),
         receivers=_described(receivers, taps[1], at),
     )
@@ -320,6 +326,7 @@ def outlined(scheme: Scheme, shape: tuple[int, ...], *, shots: int, models: int,
         drive=0,
         profiles=(),
         damping=0,
+        sponges=0,
         sources=_NO_TAPS,
         receivers=_NO_TAPS,
     )

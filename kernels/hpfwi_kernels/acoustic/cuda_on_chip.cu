@@ -44,7 +44,7 @@ struct Shape {
 };
 
 struct Call {
-    const float *factor, *damping;
+    const float *factor, *damping, *sponges;
     const float* profile[2][4];  // of z, of x
     Gather gather;
     Scatter scatter;
@@ -284,8 +284,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 }
             }
         } else if (call.damping) {
+            const float made_for = call.sponges[shot];
             for (int i = thread; i < n * columns; i += blockDim.x)
-                damping[i / columns * pitch + i % columns] = call.damping[i64(y0) * columns + i];
+                damping[i / columns * pitch + i % columns] = made_for * call.damping[i64(y0) * columns + i];
         }
 #pragma unroll
         for (int j = 0; j < ROWS; ++j)

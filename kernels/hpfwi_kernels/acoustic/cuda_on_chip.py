@@ -58,7 +58,7 @@ _SHAPE = np.dtype(
     align=True,
 )
 CALL = np.dtype(
-    [("factor", np.uint64), ("damping", np.uint64), ("profile", np.uint64, (2, 4))]
+    [("factor", np.uint64), ("damping", np.uint64), ("sponges", np.uint64), ("profile", np.uint64, (2, 4))]
     + [("gather", _GATHER), ("scatter", _SCATTER)]
     + [(name, np.uint64) for name in ("state_in", "state_out", "total", "sum", "ring", "field", "exchange")]
     + [(name, np.uint64) for name in ("brackets", "counters")]
@@ -228,7 +228,7 @@ def _common(
     problem: Problem, plan: Plan, run: Run, workspace: int, teams: int, begin: int, end: int
 ) -> tuple[NDArray, dict[str, int]]:
     params = np.zeros((), CALL)
-    params["factor"], params["damping"] = problem.factor, problem.damping
+    params["factor"], params["damping"], params["sponges"] = problem.factor, problem.damping, problem.sponges
     for axis, profile in enumerate(problem.profiles):
         params["profile"][axis] = (profile.decay, profile.gain_plus_one, profile.gain, profile.slope)
     for axis in range(2):

@@ -24,7 +24,8 @@ struct Params {
     float* zeta[2];       // a zeta, in place in [0], or in the adjoint b Z; the same
     float* past[2];       // the field that is run backwards
     const float* factor;
-    const float* damping;
+    const float* damping;  // of a sponge made for 1 m/s
+    const float* sponges;  // [shot] what its sponge is made for
     const float* profile;  // [axis][a, 1 + b, b, b'][profile_stride], LANES guard cells first
     int* clock;            // the step, read from [parity] and passed on to the other
     const int* point_starts;

@@ -56,8 +56,9 @@ __device__ inline void update(const Params& p, int parity, int shot, int step, i
         for (int k = 0; k < LANES; ++k) value.v[k] = c.v[k] * w.v[k] + (2.0f * middle.v[k] - before.v[k]);
         if (!INNER && LAYER == SPONGE) {
             const Four damping = load4(p.damping + at);
+            const float made_for = p.sponges[shot];
 #pragma unroll
-            for (int k = 0; k < LANES; ++k) value.v[k] -= damping.v[k] * (middle.v[k] - before.v[k]);
+            for (int k = 0; k < LANES; ++k) value.v[k] -= made_for * damping.v[k] * (middle.v[k] - before.v[k]);
         }
         if (valid == LANES) {
             store4(after + at, value);

@@ -63,6 +63,8 @@ __device__ inline void march(const Params& p, int parity, int shot, int step, co
     const long long kept = ((long long)shot * p.slots + (step - p.begin) / p.every) * p.n[0];  // plane of the bracket
     const Halo halo = halo_of<R>(p, from);
     float* const own = memory + (R + down) * ROW + LANES + across * LANES;
+    constexpr bool PLAIN = INNER || WAY == REWIND;
+    const float made_for = LAYER == SPONGE && !PLAIN ? p.sponges[shot] : 0.0f;
     constexpr int PLANE = (SIDE + 2 * R) * ROW;
     constexpr int HELD = INNER || R <= 2 ? R : 0;  // vectors held above, and below
 
@@ -95,7 +97,6 @@ __device__ inline void march(const Params& p, int parity, int shot, int step, co
             const long long bracket = ((kept + z) * p.n[1] + y) * p.wide + x;
             if (WAY == BACK && KEEP != NOTHING)
                 count4(p, shot * p.cells + cell, middle, kept4<KEEP>(p.brackets, bracket), 0, valid);
-            constexpr bool PLAIN = INNER || WAY == REWIND;
             Four w = across_x<R, LAYER, WAY == BACK, PLAIN>(
                 p, 0, parity, shot, z, y, x,
                 [&](int m) { return HELD == R || m == 0 ? column[HELD + m * (HELD == R)] : load4(now + at + m * p.plane); });
@@ -116,7 +117,7 @@ __device__ inline void march(const Params& p, int parity, int shot, int step, co
             if (LAYER == SPONGE && !PLAIN) {
                 const Four damping = load4(p.damping + at);
 #pragma unroll
-                for (int k = 0; k < LANES; ++k) value.v[k] -= damping.v[k] * (middle.v[k] - before_now.v[k]);
+                for (int k = 0; k < LANES; ++k) value.v[k] -= made_for * damping.v[k] * (middle.v[k] - before_now.v[k]);
             }
             if (whole) {
                 store4(after + at, value);

@@ -36,9 +36,9 @@ STEPS_IN_GRAPH = 16
 EXTRA_BLOCKS = 1024
 
 _POINTERS = (
-    ("field", 2), ("psi", 2), ("zeta", 2), ("past", 2), ("factor", 1), ("damping", 1), ("profile", 1), ("clock", 1),
-    ("point_starts", 1), ("tap_cells", 1), ("tap_points", 1), ("tap_weights", 1), ("samples", 1), ("product", 1),
-    ("shot_groups", 1), ("group_cells", 1), ("group_starts", 1), ("group_taps", 1), ("added_points", 1),
+    ("field", 2), ("psi", 2), ("zeta", 2), ("past", 2), ("factor", 1), ("damping", 1), ("sponges", 1), ("profile", 1),
+    ("clock", 1), ("point_starts", 1), ("tap_cells", 1), ("tap_points", 1), ("tap_weights", 1), ("samples", 1),
+    ("product", 1), ("shot_groups", 1), ("group_cells", 1), ("group_starts", 1), ("group_taps", 1), ("added_points", 1),
     ("added_weights", 1), ("signal", 1), ("tile_starts", 1), ("tile_groups", 1), ("brackets", 1), ("total", 1),
     ("ring", 1), ("profiles", (3, 4)),
 )  # fmt: skip
@@ -209,6 +209,7 @@ class Layout:
             one[name][:] = first, other
         one["factor"] = at["factor"] + 4 * self.cell
         one["damping"] = at["damping"] + 4 * self.cell if problem.damping else 0
+        one["sponges"] = problem.sponges
         for name in ("profile", "clock"):
             one[name] = at[name]
         one["tile_starts"], one["tile_groups"] = at["starts0"], at["groups0"]

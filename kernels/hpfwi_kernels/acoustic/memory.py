@@ -167,7 +167,8 @@ def peak_bytes(
     traces = shots * steps * receivers * (2 * itemsize + 16)
     # Padded velocity, c and each shot's gradient, in float64; in 3-D a gradient is folded at once, which takes a copy.
     models = (shots + 4 if len(padded) == 2 else 2 * workers + 2) * math.prod(padded) * 8
-    return kept + workers * working * itemsize + traces + models
+    sponges = len(set(scheme.sponges_mps)) * (8 * math.prod(padded) + itemsize * cells.field)
+    return kept + workers * working * itemsize + traces + models + sponges
 
 
 def choose(

@@ -143,6 +143,7 @@ def _march(
     differences = _Differences(scheme)
     factor = setup.factor[shot if setup.factor.shape[0] > 1 else 0]
     source, receiver = setup.sources[shot], setup.receivers[shot]
+    damping = setup.damping.get(scheme.sponge_mps(shot))
     axes = _axes(setup)
     now = np.zeros(setup.shape)
     before = np.zeros(setup.shape)
@@ -151,9 +152,7 @@ def _march(
     for step in range(drive.shape[1]):
         _sample(now, receiver, records[:, step])
         field = _guarded(now, scheme)
-        bracket = np.zeros(setup.shape)
-        if setup.damping is not None:
-            bracket = differences.laplacian(field)
+        bracket = np.zeros(setup.shape) if damping is None else differences.laplacian(field)
         for k, (axis, a, b, slope) in enumerate(axes):
             q = differences.first(field, axis)
             t = (1 + b) * differences.second(field, axis) + slope * q
@@ -165,8 +164,8 @@ def _march(
             stored[step // scheme.store_every] = bracket
         np.add.at(bracket, source.cell, source.weight * drive[source.point, step])
         after = factor * bracket + (2 * now - before)
-        if setup.damping is not None:
-            after -= setup.damping * (now - before)
+        if damping is not None:
+            after -= damping * (now - before)
         now, before = after, now
 
 
@@ -184,6 +183,7 @@ def _march_back(
     differences = _Differences(scheme)
     factor = setup.factor[shot if setup.factor.shape[0] > 1 else 0]
     source, receiver = setup.sources[shot], setup.receivers[shot]
+    damping = setup.damping.get(scheme.sponge_mps(shot))
     axes = _axes(setup)
     mu = np.zeros(setup.shape)
     after = np.zeros(setup.shape)
@@ -196,9 +196,7 @@ def _march_back(
         if step % scheme.store_every == 0:
             total += scheme.store_every * mu * stored[step // scheme.store_every]
         field = _guarded(mu, scheme)
-        bracket = np.zeros(setup.shape)
-        if setup.damping is not None:
-            bracket = differences.laplacian(field)
+        bracket = np.zeros(setup.shape) if damping is None else differences.laplacian(field)
         for k, (axis, a, b, slope) in enumerate(axes):
             t = (1 + b) * mu + b * z[k]
             bracket += differences.second(_guarded((1 + b) * t, scheme), axis)
@@ -206,8 +204,8 @@ def _march_back(
             p[k] = a * (p[k] - differences.first(_guarded(t, scheme), axis))
             z[k] = a * (mu + z[k])
         before = factor * bracket + (2 * mu - after)
-        if setup.damping is not None:
-            before -= setup.damping * (mu - after)
+        if damping is not None:
+            before -= damping * (mu - after)
         at = receiver.cell
         np.add.at(before, at, factor[at] * receiver.weight * residual[receiver.point, step])
         mu, after = before, mu

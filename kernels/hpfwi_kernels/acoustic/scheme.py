@@ -35,8 +35,9 @@ class Scheme:
     """Frequency in Hz that sets the C-PML's complex frequency shift; the wavelet's peak is a good value."""
     max_velocity_mps: float
     """Velocity in m/s that sets the C-PML's strength; fix it for a run, or the layer changes with the model."""
-    min_velocity_mps: float | None = None
-    """Velocity in m/s that sets the sponge's strength; used by boundary "sponge" alone."""
+    min_velocity_mps: float | tuple[float, ...] | None = None
+    """Velocity in m/s that sets the sponge's strength, or one for each model where every shot has its own; used by
+    boundary "sponge" alone."""
     substeps: int = 1
     """Inner time steps per sample; wavelet and records are resampled by band-limited interpolation."""
     store_every: int = 1
@@ -65,8 +66,13 @@ class Scheme:
             )
         if not (math.isfinite(self.pml_hz) and self.pml_hz >= 0):
             raise ModelError(f"pml_hz={self.pml_hz!r} must be a frequency of at least 0 Hz.")
-        if self.boundary == "sponge" and not (self.min_velocity_mps is not None and self.min_velocity_mps > 0):
-            raise ModelError(f"min_velocity_mps={self.min_velocity_mps} must be positive: the sponge is scaled by it.")
+        if self.boundary == "sponge":
+            for model, made_for in enumerate(self.sponges_mps or (None,)):
+                if made_for is None or not made_for > 0:
+                    which = f"[{model}]" if isinstance(self.min_velocity_mps, tuple) else ""
+                    raise ModelError(
+                        f"min_velocity_mps{which}={made_for} must be positive: the sponge is scaled by it."
+                    )
         for name, count in (("substeps", self.substeps), ("store_every", self.store_every)):
             if count < 1 or count != int(count):
                 raise ModelError(f"{name}={count!r} must be a whole number of at least 1.")
@@ -85,6 +91,19 @@ class Scheme:
     def radius(self) -> int:
         """Reach of the stencil in cells."""
         return self.order // 2
+
+    @property
+    def sponges_mps(self) -> tuple[float, ...]:
+        """Velocities in m/s that sponges are made for: one for all shots or one for each, none with a C-PML."""
+        given = self.min_velocity_mps if self.boundary == "sponge" else None
+        if given is None:
+            return ()
+        return given if isinstance(given, tuple) else (given,)
+
+    def sponge_mps(self, shot: int) -> float | None:
+        """Velocity in m/s that the sponge of a shot is made for, None with a C-PML."""
+        made_for = self.sponges_mps
+        return made_for[shot if len(made_for) > 1 else 0] if made_for else None
 
     @property
     def inner_dt_s(self) -> float:

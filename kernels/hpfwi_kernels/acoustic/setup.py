@@ -43,14 +43,14 @@ class Setup:
     velocity  float64[model, z, x] or [model, z, y, x]   padded, one model for all shots or one per shot
     factor    the same                                   c = v² dt², zero on the free surface
     profiles  C-PML profiles of every padded axis, None under a sponge
-    damping   float64[z, x] or [z, y, x], or None        sponge
+    damping   float64[z, x] or [z, y, x]                 of a sponge, by the velocity in m/s that it is made for
     """
 
     shape: tuple[int, ...]
     velocity: NDArray[np.float64]
     factor: NDArray[np.float64]
     profiles: tuple[Profiles, ...] | None
-    damping: NDArray[np.float64] | None
+    damping: dict[float | None, NDArray[np.float64]]
     sources: list[Taps]
     receivers: list[Taps]
 
@@ -82,14 +82,13 @@ def prepare(velocity: NDArray, wavelet: NDArray, sources: Points, receivers: Poi
     if scheme.free_surface:
         factor[:, 0] = 0.0
     shape = padded.shape[1:]
-    profiles, damping = absorbing_layers(scheme, shape)
     shots = wavelet.shape[0]
     return Setup(
         shape=shape,
         velocity=padded,
         factor=factor,
-        profiles=profiles,
-        damping=damping,
+        profiles=cpml_layers(scheme, shape),
+        damping={made_for: sponge_layers(scheme, shape, made_for) for made_for in set(scheme.sponges_mps)},
         sources=[_taps(sources, shot, scheme, shape) for shot in range(shots)],
         receivers=[_taps(receivers, shot, scheme, shape) for shot in range(shots)],
     )
@@ -99,29 +98,30 @@ def require_stable_steps(max_velocity_mps: float, scheme: Scheme) -> None:
     """Raise StabilityError where the time step is too long for the interior, or for the sponge."""
     require_stable(max_velocity_mps, scheme.dt_s, scheme.spacing_m, scheme.order, scheme.substeps)
     if scheme.boundary == "sponge":
-        assert scheme.min_velocity_mps is not None  # checked by Scheme
         damping = largest_sponge_damping(
             scheme.absorbing,
             spacing_m=scheme.spacing_m,
             dt_s=scheme.inner_dt_s,
-            min_velocity_mps=scheme.min_velocity_mps,
+            min_velocity_mps=max(scheme.sponges_mps),
         )
         require_stable_sponge(damping, scheme.inner_dt_s)
 
 
-def absorbing_layers(
-    scheme: Scheme, shape: tuple[int, ...]
-) -> tuple[tuple[Profiles, ...] | None, NDArray[np.float64] | None]:
-    """The C-PML's profiles of every axis of a padded shape, or else the sponge's damping of its cells."""
-    if scheme.boundary == "cpml":
-        return tuple(_cpml(scheme, axis, cells) for axis, cells in enumerate(shape)), None
-    assert scheme.min_velocity_mps is not None  # checked by Scheme
-    return None, sponge_damping(
+def cpml_layers(scheme: Scheme, shape: tuple[int, ...]) -> tuple[Profiles, ...] | None:
+    """The C-PML's profiles of every axis of a padded shape, None under a sponge."""
+    if scheme.boundary == "sponge":
+        return None
+    return tuple(_cpml(scheme, axis, cells) for axis, cells in enumerate(shape))
+
+
+def sponge_layers(scheme: Scheme, shape: tuple[int, ...], min_velocity_mps: float) -> NDArray[np.float64]:
+    """The damping of the cells of a padded shape by a sponge that is made for that velocity."""
+    return sponge_damping(
         shape,
         scheme.absorbing,
         spacing_m=scheme.spacing_m,
         dt_s=scheme.inner_dt_s,
-        min_velocity_mps=scheme.min_velocity_mps,
+        min_velocity_mps=min_velocity_mps,
     )
 
 
@@ -204,6 +204,13 @@ def require_shapes(
         raise ModelError(f"wavelet of shape {wavelet} holds nothing: it needs a shot, a source and a sample.")
     if len(velocity) > dimensions and velocity[0] != shots:
         raise ModelError(f"velocity holds {velocity[0]} models for {shots} shots; give one model, or one per shot.")
+    if isinstance(scheme.min_velocity_mps, tuple) and scheme.boundary == "sponge":
+        sponges, models = len(scheme.min_velocity_mps), velocity[0] if len(velocity) > dimensions else 0
+        if sponges != models:
+            raise ModelError(
+                f"min_velocity_mps holds {sponges} values for a velocity of shape {velocity}; give one number, or one "
+                f"for each model of [shot, {axes}]."
+            )
     shape = velocity[-dimensions:]
     if min(shape) < 1:
         raise ModelError(f"velocity of shape {velocity} has no cells.")

@@ -33,7 +33,7 @@ def settings_of(
     boundary: str, free_surface: bool, mode: str, half: bool,
 ) -> tuple[tuple[int, ...], Scheme, Memory]:  # fmt: skip
     """What the operations take, numbers and lists of them, as objects again: the model's shape, scheme and memory."""
-    dt_s, pml_hz, max_velocity_mps, min_velocity_mps = measures
+    dt_s, pml_hz, max_velocity_mps, *sponges_mps = measures
     order, substeps, store_every, segment_steps = counts
     scheme = Scheme(
         spacing_m=tuple(spacing_m),
@@ -44,7 +44,7 @@ def settings_of(
         free_surface=free_surface,
         pml_hz=pml_hz,
         max_velocity_mps=max_velocity_mps,
-        min_velocity_mps=min_velocity_mps or None,
+        min_velocity_mps=tuple(sponges_mps) if len(sponges_mps) > 1 else next(iter(sponges_mps), None),
         substeps=substeps,
         store_every=store_every,
     )
