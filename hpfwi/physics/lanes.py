@@ -1,5 +1,4 @@
-"""Pieces of work shared by lanes, each in a thread of its own: one for each GPU, or several on one that a piece leaves
-half empty."""
+"""Pieces of work shared by lanes, each in a thread of its own: one for each GPU."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ top of a map is fast, because the sponge is made for the slowest velocity: a wal
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +26,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from hpfwi.errors import DataError
 from hpfwi.physics.device import Device
 from hpfwi.physics.grid import Grid
-from hpfwi.physics.lanes import in_lanes
 from hpfwi.physics.memory import budget_bytes, forward_bytes
 from hpfwi.physics.modelling_settings import ModellingSettings
 from hpfwi.physics.simulator import Simulator
@@ -39,10 +37,6 @@ FASTEST_MPS = 4500.0
 
 WAVELET_LENGTH = 2.2
 """Length of the wavelet in periods of its peak frequency, before rounding to an odd number of samples."""
-
-
-MOST_LANES = 8
-"""Maps that are on their way to, on and from a GPU at the same time: enough to hide the processor's part."""
 
 
 class OpenFwiSettings(BaseModel):
@@ -179,58 +173,50 @@ class OpenFwiSimulator:
 
         raises  as `Simulator.predict`
         """
-        slowest = float(velocity.detach().min()) if velocity.numel() else 0.0
-        if not slowest > 0:
-            raise DataError(f"A velocity of {slowest:g} m/s cannot be modelled: every cell must be above zero.")
-        simulator = self._simulator.with_slowest(slowest)
-        gathers = simulator.predict(velocity, range(self.settings.shots), threads)
-        return gathers[:, :, 1 :: self.settings.keep_every].transpose(1, 2)
+        simulator = self._simulator.with_slowest(_slowest_mps(velocity))
+        return self._recorded(simulator.predict(velocity, range(self.settings.shots), threads))
 
     def records(self, velocity: NDArray[np.float32], *, threads: int = 1) -> NDArray[np.float32]:
-        """Records of one map float32[z, x] in m/s, float32[shot, time, receiver] in Pa; see `predict`."""
-        with torch.no_grad():
-            predicted = self.predict(torch.tensor(velocity, dtype=torch.float32), threads=threads)
-        records: NDArray[np.float32] = predicted.contiguous().numpy()
-        return records
+        """Records of one map float32[z, x] in m/s, float32[shot, time, receiver] in Pa; see `records_of`."""
+        return self.records_of(velocity[None], threads=threads)[0]
 
-    def records_of(
-        self, velocities: NDArray[np.float32], *, threads: int = 1, lanes: int | None = None
-    ) -> NDArray[np.float32]:
+    def predict_each(self, velocities: torch.Tensor, *, threads: int = 1) -> torch.Tensor:
+        """Records of several maps in one call, [map, shot, time, receiver] in Pa; no gradient is kept.
+
+        velocities  float32 (or float64) [map, z, x], m/s; each has a sponge for its own slowest velocity
+        threads     shots computed at the same time; the bits do not depend on it
+
+        raises  as `Simulator.predict_each`
+        """
+        slowest = [_slowest_mps(velocity) for velocity in velocities]
+        return self._recorded(self._simulator.predict_each(velocities, slowest, threads=threads))
+
+    def records_of(self, velocities: NDArray[np.float32], *, threads: int = 1) -> NDArray[np.float32]:
         """Records of several maps float32[map, z, x] in m/s, float32[map, shot, time, receiver] in Pa.
 
-        The bits of a map are those of `records`, whatever the others. One call of the propagator takes the maps that
-        share a slowest velocity, and with it a sponge, as many as memory allows.
+        On the CPU the bits of a map are those of `records`, whatever the others. On a GPU one call takes as many maps
+        as memory allows, and their number decides which kernels run.
 
         threads  shots computed at the same time on the CPU
-        lanes    calls under way at the same time; None is one on the CPU, and on a GPU, which one map leaves half
-                 empty, as many as its memory allows, up to 8
 
         raises  as `Simulator.predict`
         """
         found = np.empty((len(velocities), *self.records_shape), np.float32)
-        room = max(1, budget_bytes(self._simulator.device) // self._bytes_per_map)
-        if lanes is None:
-            lanes = 1 if self._simulator.device.type == "cpu" else min(MOST_LANES, room)
-        calls = _calls(velocities, max(1, room // lanes))
-
-        def predict(stream: AbstractContextManager[Any], maps: list[int]) -> None:
-            slowest = float(velocities[maps[0]].min())
-            if not slowest > 0:
-                raise DataError(f"A velocity of {slowest:g} m/s cannot be modelled: every cell must be above zero.")
-            simulator = self._simulator.with_slowest(slowest)
-            velocity = torch.tensor(velocities[maps], dtype=torch.float32)
-            with stream, torch.no_grad():
-                if len(maps) == 1:  # a model that all shots share needs its coefficients once
-                    gathers = simulator.predict(velocity[0], range(self.settings.shots), threads)[None]
+        most = _maps_per_call(self._simulator.device, self._bytes_per_map)
+        for first in range(0, len(velocities), most):
+            maps = slice(first, first + most)
+            velocity = torch.tensor(velocities[maps], dtype=torch.float32, device=self._simulator.device)
+            with torch.no_grad():
+                if len(velocity) == 1:  # a model that all shots share needs its coefficients once
+                    records = self.predict(velocity[0], threads=threads)[None]
                 else:
-                    gathers = simulator.predict_each(velocity, threads)
-            found[maps] = gathers[..., 1 :: self.settings.keep_every].transpose(2, 3).numpy()
-
-        streams = [_stream(self._simulator.device) for _ in range(min(lanes, len(calls)))]
-        # The first call alone compiles what the others need.
-        in_lanes(streams[:1], calls[:1], predict)
-        in_lanes(streams, calls[1:], predict)
+                    records = self.predict_each(velocity, threads=threads)
+            torch.from_numpy(found[maps]).copy_(records)
         return found
+
+    def _recorded(self, gathers: torch.Tensor) -> torch.Tensor:
+        """[..., time, receiver] of gathers [..., receiver, time] that begin with the field before the first step."""
+        return gathers[..., 1 :: self.settings.keep_every].transpose(-2, -1)
 
     @property
     def _bytes_per_map(self) -> int:
@@ -248,14 +234,15 @@ class OpenFwiSimulator:
         return Survey(sources, receivers, settings.dt_s, settings.steps + 1)
 
 
-def _calls(velocities: NDArray[np.float32], most: int) -> list[list[int]]:
-    """Maps that go into one call: those of one slowest velocity, at most so many at a time."""
-    alike: dict[float, list[int]] = {}
-    for number, velocity in enumerate(velocities):
-        alike.setdefault(float(velocity.min()), []).append(number)
-    return [maps[first : first + most] for maps in alike.values() for first in range(0, len(maps), most)]
+def _maps_per_call(device: torch.device, bytes_per_map: int) -> int:
+    """Maps of one call: one on the CPU, which gains nothing by more; a GPU, which one leaves mostly idle, takes as many
+    as its memory holds."""
+    return 1 if device.type == "cpu" else max(1, budget_bytes(device) // bytes_per_map)
 
 
-def _stream(device: torch.device) -> AbstractContextManager[Any]:
-    """A queue of a GPU's own for the work inside; nothing on the CPU."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
+def _slowest_mps(velocity: torch.Tensor) -> float:
+    """What the sponge of a map is made for; raises DataError where that is not above zero."""
+    slowest = float(velocity.detach().min()) if velocity.numel() else 0.0
+    if not slowest > 0:
+        raise DataError(f"A velocity of {slowest:g} m/s cannot be modelled: every cell must be above zero.")
+    return slowest

@@ -26,7 +26,7 @@ from hpfwi.physics.memory import held, held_by_deepwave
 from hpfwi.physics.modelling_settings import ModellingSettings
 from hpfwi.physics.source import highest_frequency_hz, peak_frequency_hz
 from hpfwi.physics.survey import Survey
-from hpfwi_kernels.acoustic import Choice, Memory, Points, off_grid, propagate
+from hpfwi_kernels.acoustic import Choice, Memory, Points, Scheme, off_grid, propagate
 from hpfwi_kernels.buffers import Pool
 
 
@@ -154,14 +154,17 @@ class Simulator:
                 velocity, self._wavelet[indices], self._sources.of_shots(indices), self._receivers.of_shots(indices)
             )
         memory = self.held(len(indices), threads).memory if torch.is_grad_enabled() else Memory()
-        return self._propagated(velocity, indices, threads, memory)
+        return self._propagated(velocity, indices, self.scheme, threads, memory)
 
-    def predict_each(self, velocities: torch.Tensor, threads: int = 1) -> torch.Tensor:
+    def predict_each(
+        self, velocities: torch.Tensor, slowest_mps: Sequence[float] | None = None, *, threads: int = 1
+    ) -> torch.Tensor:
         """Gathers of every shot in each of several models, [model, shot, receiver, time] in Pa, in one call.
 
-        velocities  float32 (or float64) [model, z, x], m/s; no gradient is kept. A model's bits do not depend on the
-                    others
-        threads     shots computed at the same time; the bits do not depend on it
+        velocities   float32 (or float64) [model, z, x], m/s; no gradient is kept. On the CPU a model's bits do not
+                     depend on the others; on a GPU their number decides which kernels run
+        slowest_mps  what the sponge of each model is made for; None: all have that of this simulator
+        threads      shots computed at the same time; the bits do not depend on it
 
         raises  DataError: velocities that do not fit the grid, or an engine that takes one model at a time
                 hpfwi_kernels.errors.KernelError: as `predict`
@@ -172,19 +175,24 @@ class Simulator:
                 f'grid of {self.grid.shape} cells, with engine "hpfwi".'
             )
         models, shots = len(velocities), self.survey.shots
+        scheme = self.scheme
+        if slowest_mps is not None:
+            scheme = replace(scheme, min_velocity_mps=tuple(np.repeat(slowest_mps, shots).tolist()))
         with torch.no_grad():
             each = velocities.repeat_interleave(shots, dim=0)
-            gathers = self._propagated(each, list(range(shots)) * models, threads, Memory())
+            gathers = self._propagated(each, list(range(shots)) * models, scheme, threads, Memory())
         return gathers.unflatten(0, (models, shots))
 
-    def _propagated(self, velocity: torch.Tensor, shots: list[int], threads: int, memory: Memory) -> torch.Tensor:
+    def _propagated(
+        self, velocity: torch.Tensor, shots: list[int], scheme: Scheme, threads: int, memory: Memory
+    ) -> torch.Tensor:
         device = self.device if velocity.dtype == torch.float32 else velocity.device
         gathers = propagate(
             velocity.to(device),
             self._wavelet[shots].to(device, velocity.dtype),
             self._sources.of_shots(shots),
             self._receivers.of_shots(shots),
-            self.scheme,
+            scheme,
             threads=threads,
             pool=self._pool,
             memory=memory,

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from hpfwi.errors import DataError
+from hpfwi.physics import openfwi
 from hpfwi.physics.lanes import in_lanes
 from hpfwi.physics.openfwi import OpenFwiSettings, OpenFwiSimulator, openfwi_wavelet
 from hpfwi.physics.simulator import Simulator
@@ -145,37 +146,41 @@ def three_maps() -> NDArray[np.float32]:
     return maps
 
 
-@pytest.mark.parametrize(("lanes", "threads"), [(None, 1), (3, 1), (1, 2)])
-def test_the_bits_of_a_map_do_not_depend_on_its_batch(lanes: int | None, threads: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_bits_of_a_map_do_not_depend_on_its_batch(threads: int) -> None:
     simulator, maps = OpenFwiSimulator(SHAPE, TOY), three_maps()
-    together = simulator.records_of(maps, threads=threads, lanes=lanes)
+    together = simulator.records_of(maps, threads=threads)
     assert together.shape == (3, 3, 260, 22)
+    in_one_call = simulator.predict_each(torch.tensor(maps), threads=threads).numpy()
+    assert np.array_equal(in_one_call, together)
     for number, alone in enumerate(maps):
-        assert np.array_equal(together[number], simulator.records_of(maps[number : number + 1])[0])
         assert np.array_equal(together[number], simulator.records(alone))
+    # One sponge for all is not what they have.
+    same = simulator._simulator.with_slowest(float(maps[0].min())).predict_each(torch.tensor(maps))
+    gaps = [gap(simulator._recorded(same)[number].numpy(), records) for number, records in enumerate(together)]
+    assert gaps[0] == gaps[2] == 0.0 < 1e-3 < gaps[1]
 
 
-def test_a_call_takes_the_maps_of_one_sponge_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    simulator, maps = OpenFwiSimulator(SHAPE, TOY), three_maps()[[0, 1, 2, 0, 0]]
+@pytest.mark.parametrize(("device", "calls"), [("cpu", [1] * 5), ("cuda", [2, 2, 1])])
+def test_a_call_takes_as_many_maps_as_a_gpus_memory_allows(
+    device: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is computed on is the processor in both cases."""
+    simulator, maps = OpenFwiSimulator(SHAPE, TOY, device="cpu"), three_maps()[[0, 1, 2, 0, 0]]
     expected = np.stack([simulator.records(each) for each in maps])
-    calls: list[int] = []
+    found: list[int] = []
     propagated = Simulator._propagated
 
     def counted(self: Simulator, velocity: torch.Tensor, shots: list[int], *rest: Any) -> torch.Tensor:
-        calls.append(len(shots) // TOY.shots)
+        found.append(len(shots) // TOY.shots)
         return propagated(self, velocity, shots, *rest)
 
     monkeypatch.setattr(Simulator, "_propagated", counted)
+    monkeypatch.setattr(openfwi, "budget_bytes", lambda _: 2 * simulator._bytes_per_map)
+    maps_per_call = openfwi._maps_per_call
+    monkeypatch.setattr(openfwi, "_maps_per_call", lambda _, size: maps_per_call(torch.device(device), size))
     assert np.array_equal(simulator.records_of(maps), expected)
-    assert sorted(calls) == [1, 4]
-    calls.clear()
-    two_maps = 2 * simulator._bytes_per_map
-    monkeypatch.setattr("hpfwi.physics.openfwi.budget_bytes", lambda device: two_maps)
-    assert np.array_equal(simulator.records_of(maps), expected)
-    assert sorted(calls) == [1, 2, 2]
-    calls.clear()
-    assert np.array_equal(simulator.records_of(maps, lanes=2), expected)  # which share the memory
-    assert calls == [1] * 5
+    assert found == calls
 
 
 def test_maps_that_cannot_be_modelled_together() -> None:
