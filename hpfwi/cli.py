@@ -155,6 +155,8 @@ def simulate(
     path = out or Path(f"{config.name}.zarr")
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists; choose another place with --out, or replace it with --overwrite.")
+    if config.model.true is None:
+        raise ConfigError("Simulating gathers needs a true model, and model.true is none; name one with --model PATH.")
     refuse_unwritable(path, overwrite=overwrite)
     experiment = build_experiment(config.model_copy(update={"data": config.data.model_copy(update={"observed": None})}))
     console = _console()

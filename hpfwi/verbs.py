@@ -12,6 +12,8 @@ import typer
 from hpfwi.errors import EXIT_CLUSTER, EXIT_DATA, HpfwiError
 
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141
+"""The output's reader went away: what a shell reports of a command that SIGPIPE ended."""
 
 
 def verb_of(
@@ -29,6 +31,10 @@ def verb_of(
                 function(*arguments, **options)
             except (typer.Exit, typer.Abort):
                 raise
+            except BrokenPipeError:
+                # Whoever read the output, `head` say, has had enough; Python's flush at exit would complain again.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                raise typer.Exit(EXIT_UNREAD) from None
             except BaseException as error:
                 if isinstance(error, SystemExit | GeneratorExit) or os.environ.get("HPFWI_DEBUG", "0") not in ("", "0"):
                     raise

@@ -29,7 +29,8 @@ class _Shot:
 
 def gathers(record: RunRecord) -> style.Picture | None:
     """Observed and predicted gathers of the middle stored shot, their residuals at one clip, and traces on top."""
-    shot = _middle_shot(record.results)
+    normalised = record.config.get("inversion", {}).get("misfit") == "normalised"
+    shot = _middle_shot(record.results, normalised)
     if shot is None:
         return None
     figure = style.new_figure(10.4)
@@ -42,13 +43,17 @@ def gathers(record: RunRecord) -> style.Picture | None:
         f"Gathers of shot {shot.number}",
         "One grey scale everywhere, clipped so that reflections show. A good end leaves the residual flat grey; events "
         "left in it are unexplained. Traces: a predicted wiggle more than half a period away from the observed one is "
-        "cycle-skipped, and the inversion will pull it the wrong way.",
+        "cycle-skipped, and the inversion will pull it the wrong way."
+        + (" Predicted traces are scaled to the energy of the observed ones, as the misfit was." if normalised else ""),
         f"Observed and predicted gathers of shot {shot.number}, residuals before and after, {traces} traces overlaid.",
     )
 
 
-def _middle_shot(results: StoredResults | None) -> _Shot | None:
-    """The middle one of the stored shots, None where no observed gather is stored."""
+def _middle_shot(results: StoredResults | None, normalised: bool) -> _Shot | None:
+    """The middle one of the stored shots, None where no observed gather is stored.
+
+    normalised  predicted traces get the energy of observed ones
+    """
     observed = None if results is None else results.array("gathers/observed")
     if results is None or observed is None or observed.shape[0] == 0:
         return None
@@ -57,11 +62,12 @@ def _middle_shot(results: StoredResults | None) -> _Shot | None:
     _, receivers, samples = observed.shape
     along, along_label, order = _receiver_axis(results, place, receivers)
     dt_s = results.dt_s
+    energies = np.square(np.asarray(observed[place], dtype=np.float64)[order]).sum(axis=1) if normalised else None
     return _Shot(
         number=place if shots is None else int(shots[place]),
         observed=np.asarray(observed[place], dtype=np.float64)[order],
-        initial=_gather(results, "initial", place, order),
-        predicted=_gather(results, "predicted", place, order),
+        initial=_gather(results, "initial", place, order, energies),
+        predicted=_gather(results, "predicted", place, order, energies),
         along=along,
         along_label=along_label,
         times=np.arange(samples) * (1.0 if dt_s is None else dt_s),
@@ -69,10 +75,21 @@ def _middle_shot(results: StoredResults | None) -> _Shot | None:
     )
 
 
-def _gather(results: StoredResults, name: str, place: int, order: np.ndarray) -> np.ndarray | None:
-    """float64[receiver, time] of one stored shot, receivers in `order`; None where the run has not written it."""
+def _gather(
+    results: StoredResults, name: str, place: int, order: np.ndarray, energies: np.ndarray | None
+) -> np.ndarray | None:
+    """float64[receiver, time] of one stored shot, receivers in `order`; None where the run has not written it.
+
+    energies    that every trace is scaled to, float64[receiver]; None leaves them
+    """
     stored = results.array(f"gathers/{name}")
-    return None if stored is None or stored.shape[0] <= place else np.asarray(stored[place], dtype=np.float64)[order]
+    if stored is None or stored.shape[0] <= place:
+        return None
+    gather = np.asarray(stored[place], dtype=np.float64)[order]
+    if energies is None:
+        return gather
+    own = np.square(gather).sum(axis=1)
+    return np.asarray(gather * np.sqrt(np.divide(energies, own, out=np.zeros_like(own), where=own > 0))[:, None])
 
 
 def _receiver_axis(results: StoredResults, place: int, receivers: int) -> tuple[np.ndarray, str, np.ndarray]:

@@ -29,8 +29,12 @@ the probe's band the power is some ten times its mean over all frequencies, so a
 LENGTH_PERIODS = 6.0
 """Length of the wavelet in periods of the probe's peak where none is given: a source, its ghost and a bubble or two."""
 
-TAPER_SHARE = 0.1
-"""Last share of the wavelet that is brought to zero, so that it does not end in a step."""
+RISE_PERIODS = 0.25
+"""Periods of the probe's peak over which the wavelet rises from zero: the noise at its first sample is a step
+otherwise, and a step has the high frequencies that would ask for a finer grid."""
+
+FALL_SHARE = 0.1
+"""Last share of the wavelet that is brought to zero for the same reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +103,8 @@ def estimate_wavelet(
     shaping = shaping_filter(pairs, back, length)
     series = np.convolve(shaping, probe[shots[0]][~np.isnan(survey.sources_m[shots[0], :, 0])][0].astype(np.float64))
     wavelet = series[back : back + length].copy()
-    fall = max(1, round(TAPER_SHARE * length))
+    rise, fall = min(length, round(RISE_PERIODS * peak_s / survey.dt_s)), max(1, round(FALL_SHARE * length))
+    wavelet[:rise] *= 0.5 - 0.5 * np.cos(np.pi * np.arange(rise) / max(1, rise))
     wavelet[-fall:] *= 0.5 + 0.5 * np.cos(np.pi * (np.arange(fall) + 1) / fall)
     return Estimate(wavelet, explained(pairs, shaping, back), sum(len(one[0]) for one in pairs))
 

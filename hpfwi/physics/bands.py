@@ -8,8 +8,9 @@ from scipy.signal import butter, sosfilt
 
 from hpfwi.errors import ConfigError
 
-ORDER = 4
-"""Of the Butterworth filter at either corner: 24 dB an octave."""
+LOW_ORDER, HIGH_ORDER = 4, 8
+"""Of the Butterworth filters at the two corners: 24 and 48 dB an octave. What is left above the band decides how fine
+the grid must be."""
 
 
 def band_passed(gathers: NDArray[np.float32], dt_s: float, low_hz: float, high_hz: float) -> NDArray[np.float32]:
@@ -33,6 +34,7 @@ def band_passed(gathers: NDArray[np.float32], dt_s: float, low_hz: float, high_h
             f"A band of {low_hz:g} to {high_hz:g} Hz cannot be taken at dt_s={dt_s:g}: give corners 0 <= low < high < "
             f"{nyquist_hz:g} Hz."
         )
-    corners, kind = (high_hz, "lowpass") if low_hz == 0 else ([low_hz, high_hz], "bandpass")
-    sections = butter(ORDER, corners, kind, fs=1 / dt_s, output="sos")
+    sections = butter(HIGH_ORDER, high_hz, "lowpass", fs=1 / dt_s, output="sos")
+    if low_hz > 0:
+        sections = np.concatenate([butter(LOW_ORDER, low_hz, "highpass", fs=1 / dt_s, output="sos"), sections])
     return np.asarray(sosfilt(sections, np.asarray(gathers, np.float64), axis=-1), dtype=np.float32)

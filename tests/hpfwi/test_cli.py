@@ -258,3 +258,16 @@ def test_a_signal_asks_and_a_second_one_insists(number: int, name: str, loop: st
             assert process.stdout.readline() == "at once\n"
         assert process.stdout.readline() == f"reason {name}\n"
     assert process.returncode == 0
+
+
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    """`hpfwi config | head -1` once ended with a plea for a bug report."""
+    command = subprocess.Popen(
+        [sys.executable, "-m", "hpfwi", "config"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    with command.stderr as errors:
+        assert errors.read() == ""
+    assert command.wait() == 141

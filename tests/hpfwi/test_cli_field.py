@@ -92,6 +92,8 @@ def test_what_cannot_be_done_is_one_sentence(line: Path) -> None:
     assert "no gathers to find a wavelet in" in refused(2, "wavelet", "my.toml")
     assert "is written as .npy" in refused(2, "wavelet", "my.toml", "--out", "w.txt")
     assert "cannot be written" in refused(3, "simulate", "demo", "--out", "line.sgy/a.zarr")
+    blind = ("--set", "model.true=none", "--set", "model.initial=linear")
+    assert "needs a true model" in refused(2, "simulate", "demo", *blind)
     assert sorted(path.name for path in line.parent.iterdir()) == ["line.sgy", "my.toml"]
 
 

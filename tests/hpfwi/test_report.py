@@ -341,6 +341,21 @@ def test_receivers_go_along_the_line_and_absent_ones_are_not_drawn(tmp_path: Pat
     assert record.iterations_per_pass == 1
 
 
+def test_gathers_of_a_normalised_misfit_are_compared_as_it_compares_them(tmp_path: Path) -> None:
+    """Predicted traces are 0.9 and 0.5 times the observed ones: the same, but for their strength."""
+    folder = write_run(tmp_path / "toy")
+    titles = []
+    for misfit in ("l2", "normalised"):
+        config = (folder / "config.toml").read_text().replace("[inversion]\n", f'[inversion]\nmisfit = "{misfit}"\n')
+        (folder / "config.toml").write_text(config.replace('misfit = "l2"\n', "") if misfit == "normalised" else config)
+        with style.look():
+            shot = gathers.gathers(read_record(folder))
+        assert shot is not None
+        titles += [text for axes in shot.figure.axes if (text := axes.get_title(loc="left")).startswith("(f)")]
+    assert titles[0] == "(f) Residual, end, 10 % rms"
+    assert float(titles[1].split(",")[2].split("%")[0]) < 1e-5
+
+
 def test_warnings_of_derived_values_are_words(tmp_path: Path) -> None:
     derived = {"kind": "derived", "time": 1.0, "value": 3.0, "reason": "below the 4.3 needed", "warning": True}
     calm = derived | {"name": "pml_hz", "reason": "as set", "warning": False}
