@@ -12,6 +12,7 @@ from typing import Any
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.training.evaluate import EVALUATION, PUBLISHED, Mean, mean_of, read_scores
 from hpfwi.training.metrics import Scores
+from hpfwi.training.outputs import require_free
 from hpfwi.training.pictures import draw_comparison
 from hpfwi.training.trained import require_training
 
@@ -39,11 +40,12 @@ class Row:
 def compare(runs: Sequence[Path], split: str = "test", *, out: Path = Path("comparison.png")) -> list[Row]:
     """The rows of runs that were evaluated on the same samples of the same store; draws the figure `out`.
 
-    raises      ConfigError: fewer than two runs; DataError: a run was not evaluated, or on other samples; a disk that
-                refuses
+    raises      ConfigError: fewer than two runs, a folder for a figure; DataError: a run was not evaluated, or on other
+                samples; a disk that refuses
     """
     if len(runs) < 2:
         raise ConfigError(f"{len(runs)} run cannot be compared; give two or more.")
+    require_free(out, overwrite=True)
     found = [_read(run, split) for run in runs]
     first_summary, first_samples, first_scores = found[0]
     for run, (summary, samples, _) in zip(runs, found, strict=True):

@@ -121,16 +121,11 @@ def evaluate(
         "means": {name: _finite(asdict(mean)) for name, mean in found.means.items()},
     }
     title = f"{trained.config.name} on {store.family}, {split}, after step {trained.step}"
-    try:
-        with new_folder(folder, overwrite=True) as temporary:
-            temporary.mkdir()
-            (temporary / "scores.csv").write_text(_as_csv(found), "utf-8")
-            (temporary / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", "utf-8")
-            _draw(trained, store, found, temporary, title)
-    except OSError as error:
-        raise DataError(
-            f"{folder} cannot be written ({error.strerror or error}); make room or give write permission there."
-        ) from error
+    with new_folder(folder, overwrite=True) as temporary:
+        temporary.mkdir()
+        (temporary / "scores.csv").write_text(_as_csv(found), "utf-8")
+        (temporary / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", "utf-8")
+        _draw(trained, store, found, temporary, title)
     return found
 
 

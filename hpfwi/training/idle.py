@@ -20,9 +20,10 @@ def idle_workers(config: TrainConfig, cluster: ClusterSettings) -> str:
     busy = -(-slices // cluster.threads_per_worker)
     if workers <= busy:
         return ""
+    many = "slices" if slices > 1 else "slice"
     wanted, batch = workers * cluster.threads_per_worker, config.training.batch
     more = f"training.slices = {min(wanted, batch)}" + (f" of a batch of {wanted}" if wanted > batch else "")
     return (
-        f"{workers} workers share the {slices} slices of a batch, so {workers - busy} or more of them always wait: "
-        f"take {busy} workers, or {more}."
+        f"{workers} workers share the {slices} {many} of a batch, so {workers - busy} or more of them always wait: "
+        f"take {busy} worker{'s' * (busy > 1)}, or {more}."
     )

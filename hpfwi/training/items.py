@@ -72,7 +72,7 @@ class Items:
                 raise self._about_samples(error, iteration) from error
             raise NumericsError(
                 f"Training cannot go on: {str(error).rstrip('.')}; nothing was applied: lower training.schedule.peak "
-                f"in a new run, or look at the samples."
+                "in a new run, or look for damage with `hpfwi data verify` and `hpfwi data inspect`."
             ) from error
         return result
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hpfwi.errors import ConfigError, DataError
+from hpfwi.errors import DataError
 from hpfwi.store.npy_files import open_npy
 from hpfwi.training.forward import in_mps
+from hpfwi.training.outputs import require_free
 from hpfwi.training.trained import Which, open_trained
 
 _AT_ONCE = 64
@@ -39,8 +40,7 @@ def predict(
 
     raises      ConfigError: out is there already, or the network cannot tell m/s; DataError: records that do not fit
     """
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists; choose another name, or replace it with --overwrite.")
+    require_free(out, overwrite=overwrite)
     trained = open_trained(run, which, device=device)
     settings = trained.config.training
     file = open_npy(records)

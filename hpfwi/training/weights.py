@@ -16,8 +16,9 @@ import torch
 from hpfwi import __version__
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.networks.build import NetworkChoice
-from hpfwi.store.shards import write_flushed
+from hpfwi.store.atomic import new_file
 from hpfwi.training.normalise import NormalisationSettings, scale_in_words
+from hpfwi.training.outputs import require_free
 from hpfwi.training.replicas import put_weights, weights_of
 from hpfwi.training.trained import Trained, Which, open_trained
 
@@ -72,8 +73,7 @@ def export(run: Path, out: Path, *, which: Which = "best", overwrite: bool = Fal
     """
     from safetensors.numpy import save
 
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists; choose another name, or replace it with --overwrite.")
+    require_free(out, overwrite=overwrite)
     trained = open_trained(run, which)
     tensors = {name: np.array(value.numpy(), order="C") for name, value in trained.network.state_dict().items()}
     told = {
@@ -84,12 +84,8 @@ def export(run: Path, out: Path, *, which: Which = "best", overwrite: bool = Fal
         "step": str(trained.step),
         "hpfwi": __version__,
     }
-    try:
-        write_flushed(out, [save(tensors, told)])
-    except OSError as error:
-        raise DataError(
-            f"{out} cannot be written ({error.strerror or error}); make room there or choose another place."
-        ) from error
+    with new_file(out, overwrite=overwrite) as temporary:
+        temporary.write_bytes(save(tensors, told))
     return trained
 
 

@@ -65,7 +65,7 @@ def test_torch_loads_what_is_exported(run: Path, tmp_path: Path) -> None:
         export(run, out)
     assert export(run, out, which="last", overwrite=True).step == 7
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match=r"folder cannot be written"):
+    with pytest.raises(ConfigError, match=r"folder is a folder; give the name of a file"):
         export(run, tmp_path / "folder", overwrite=True)
 
 

@@ -399,6 +399,8 @@ def test_the_commands_from_training_to_comparison(
     command("predict", whole, "one.npy", "single.npy")
     np.testing.assert_allclose(np.load("single.npy"), predicted[1], rtol=1e-5)
     assert "exists" in command("predict", whole, "one.npy", "single.npy", code=2)
+    assert "is a folder" in command("predict", whole, "one.npy", ".", "--overwrite", code=2)
+    assert "is a folder" in command("compare", whole, "runs/other", "--out", ".", code=2)
     np.save("wrong.npy", records[:, :2])
     assert "this network takes" in command("predict", whole, "wrong.npy", "wrong-out.npy", code=3)
     assert not Path("wrong-out.npy").exists()
