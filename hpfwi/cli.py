@@ -289,8 +289,6 @@ def _start(source: str, overrides: list[str], overwrite: bool) -> None:
 
 def _drive(config: RunConfig, run: RunFolder, *, going_on: bool) -> None:
     """Invert in an open run folder, stopping when asked to; then say what came out and where to look."""
-    from hpfwi.inversion.invert import invert as invert_in
-    from hpfwi.report import write_report
     from hpfwi.stop import Stop, on_signals
 
     for notice in run.notices:
@@ -299,6 +297,10 @@ def _drive(config: RunConfig, run: RunFolder, *, going_on: bool) -> None:
     stop = Stop()
     try:
         with on_signals(stop, typer.echo):
+            # These imports take a second or two, in which the folder is there already.
+            from hpfwi.inversion.invert import invert as invert_in
+            from hpfwi.report import write_report
+
             outcome = invert_in(config, run, resume=going_on, stop=stop)
     except KeyboardInterrupt:
         raise Stopped(f"Stopped at once by a second signal; go on with `hpfwi resume {run.path}`.") from None

@@ -23,7 +23,7 @@ from hpfwi_cluster.errors import StartFailed
 from hpfwi_kernels.errors import StabilityError
 
 TOY = "[model]\nshape = [24, 40]\n[survey]\nshots = 2\nsamples = 60\n[source]\ndelay_s = 0.05\n[data]\nrefine = 1\n"
-VERBS = ["demo", "invert", "resume", "simulate", "plan", "config", "env", "check", "report"]
+VERBS = ["demo", "invert", "resume", "simulate", "wavelet", "plan", "config", "env", "check", "report", "velocity"]
 
 
 class FakeInversion:
@@ -258,6 +258,26 @@ def test_a_signal_asks_and_a_second_one_insists(number: int, name: str, loop: st
             assert process.stdout.readline() == "at once\n"
         assert process.stdout.readline() == f"reason {name}\n"
     assert process.returncode == 0
+
+
+def test_ctrl_c_while_the_inversion_is_imported_leaves_a_run_to_resume(
+    inversion: FakeInversion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is there by then: "Interrupted." and 130 left it without a word on how to go on."""
+
+    class Slow(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name != "invert":
+                raise AttributeError(name)
+            os.kill(os.getpid(), signal.SIGINT)
+            return inversion
+
+    monkeypatch.setitem(sys.modules, "hpfwi.inversion.invert", Slow("hpfwi.inversion.invert"))
+    inversion.error = Stopped("Stopped after iteration 0; go on.")
+    result = CliRunner().invoke(cli.app, ["invert", "toy.toml"])
+    assert result.exit_code == 75, result.output
+    assert "Ctrl-C: stopping soon" in result.output
+    assert len(inversion.calls) == 1
 
 
 def test_a_reader_that_has_had_enough_is_no_error() -> None:
