@@ -145,7 +145,7 @@ def work_of(case: Case, samples: int, shots: int) -> Work:
         free_surface=False,
         pml_hz=case.peak_hz,
         max_velocity_mps=4500.0,
-        min_velocity_mps=1500.0,
+        min_velocity_mps=tuple(float(one.min()) for one in velocity) if models > 1 else 1500.0,
         store_every=case.store_every,
     )
     return Work(velocity, wavelet, sources, receivers, scheme, Memory(mode=case.memory))  # type: ignore[arg-type]
