@@ -5,13 +5,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint bench gpu kills multi-node cuda clean
+.PHONY: demo test test-alone test-runs lint bench gpu kills multi-node cuda clean
 
 demo: $(READY)
 	$(BIN)/hpfwi demo --overwrite
 
+# Two halves at the same time, each with its output in one piece: one computes and compiles, the other waits for processes.
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(MAKE) --jobs=2 --output-sync=target --keep-going test-alone test-runs
+
+test-alone:
+	$(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/hpfwi
+
+test-runs:
+	$(BIN)/python -m pytest -p no:cacheprovider tests/runs tests/cluster $(wildcard tests/test_*.py)
 
 lint: $(READY)
 	$(BIN)/ruff check .
