@@ -10,15 +10,15 @@ READY := $(VENV)/ready
 demo: $(READY)
 	$(BIN)/hpfwi demo --overwrite
 
-# Two halves at the same time, each with its output in one piece: one computes and compiles, the other waits for processes.
+# Two halves at the same time, their lines mixed: one computes and compiles, the other mostly waits for processes.
 test: $(READY) lint
-	$(MAKE) --jobs=2 --output-sync=target --keep-going test-alone test-runs
+	$(MAKE) --jobs=2 --output-sync=line --keep-going test-alone test-runs
 
 test-alone:
-	$(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/hpfwi
+	$(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/hpfwi $(wildcard tests/test_*.py)
 
 test-runs:
-	$(BIN)/python -m pytest -p no:cacheprovider tests/runs tests/cluster $(wildcard tests/test_*.py)
+	$(BIN)/python -m pytest -p no:cacheprovider tests/runs tests/cluster
 
 lint: $(READY)
 	$(BIN)/ruff check .
