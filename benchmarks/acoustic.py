@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +46,6 @@ SAMPLED = 1e-4
 SETTLE_S = 0.4
 # Runnable processes per machine beyond which somebody else is computing too.
 BUSY = 0.5
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -377,8 +375,7 @@ def main() -> None:
         print(
             "The machine is busy: threads that wait for each other at every time step, as deepwave's do, suffer most."
         )
-    hardware = re.sub(r"[^a-z0-9]+", "-", f"{conditions['cpu']} {conditions['cores']} cores".lower()).strip("-")
-    path = options.json or RESULTS / f"acoustic_{hardware}_{date.today().isoformat()}.json"
+    path = options.json or peers.result_path("acoustic", conditions)
     path.parent.mkdir(parents=True, exist_ok=True)
     print(line(list(COLUMNS)))
     results = []

@@ -8,11 +8,9 @@ beside its memory traffic what the same thread moves when it adds two arrays of 
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +27,6 @@ else:
     import acoustic  # run as a script, this folder is where Python looks first
     import peers
 
-RESULTS = Path(__file__).parent / "results"
 SIZES = ((70, 70), (94, 288), (301, 921), (1000, 2000))
 LAYER = 20
 ORDER = 4
@@ -132,8 +129,7 @@ def main() -> None:
     torch.set_num_threads(1)
     conditions = peers.conditions(1)
     print("  ".join(f"{key}: {value}" for key, value in conditions.items()))
-    hardware = re.sub(r"[^a-z0-9]+", "-", f"{conditions['cpu']} {conditions['cores']} cores".lower()).strip("-")
-    path = options.json or RESULTS / f"acoustic_profile_{hardware}_{date.today().isoformat()}.json"
+    path = options.json or peers.result_path("acoustic_profile", conditions)
     instructions_per_s = peak_instructions(options.repeats)
     print(f"arithmetic in registers: {instructions_per_s / 1e9:.2f} billion vector instructions a second")
     results = [profile(shape, options.repeats, instructions_per_s) for shape in SIZES]

@@ -14,7 +14,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,6 @@ else:  # run as a script, this folder is where Python looks first
     import peers
     from turns import CODES
 
-RESULTS = Path(__file__).parent / "results"
 STEP = "AMFMS"
 NAMES = [case.name for case in amfms_layers.CASES] + [STEP]
 KINDS = ("wavelet", "pooling", "window", "norm", "grouped")
@@ -204,10 +202,8 @@ def remarks(result: dict[str, Any]) -> list[str]:
 
 def write(contents: dict[str, Any], what: str, options: argparse.Namespace, conditions: dict[str, str]) -> None:
     """The results as JSON, under a name that says the hardware and the day."""
-    hardware = re.sub(r"[^a-z0-9]+", "-", f"{conditions['cpu']} {conditions['cores']} cores".lower()).strip("-")
-    threads = "one-thread_" if options.threads == 1 else ""
-    name = f"amfms_{what + '_' if what else ''}{threads}{hardware}_{date.today().isoformat()}.json"
-    path = options.json or RESULTS / name
+    threads = "_one-thread" if options.threads == 1 else ""
+    path = options.json or peers.result_path(f"amfms{what and '_' + what}{threads}", conditions)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(contents, indent=1) + "\n")
     print(f"written to {path.name}")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hpfwi_kernels.acoustic import Scheme, on_grid, propagate
 from hpfwi_kernels.buffers import Pool
 
 PACKAGES = ("deepwave", "torch", "numba", "numpy")
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -152,3 +154,9 @@ def conditions(threads: int) -> dict[str, str]:
         "load before": f"{os.getloadavg()[0]:.2f}",
         "python": platform.python_version(),
     } | {name: version(name) for name in PACKAGES}
+
+
+def result_path(benchmark: str, conditions: dict[str, str]) -> Path:
+    """Where a result is kept: its name says the benchmark, the hardware and the day."""
+    hardware = re.sub(r"[^a-z0-9]+", "-", f"{conditions['cpu']} {conditions['cores']} cores".lower()).strip("-")
+    return RESULTS / f"{benchmark}_{hardware}_{date.today().isoformat()}.json"

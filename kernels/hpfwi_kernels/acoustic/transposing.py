@@ -1,7 +1,7 @@
 """Records change places between the time loops, which write a step at a time, and callers, who read a trace at a time.
 
-NumPy copies a transposed array cell by cell, each from another cache line: that took a twelfth of a forward run. Here
-square blocks are copied, whose lines stay in the nearest cache.
+NumPy copies a transposed array cell by cell, each from another cache line. Here square blocks are copied, whose
+lines stay in the nearest cache.
 """
 
 import numpy as np
