@@ -312,23 +312,22 @@ def test_slices_arrive_on_a_gpu(store: PairStore) -> None:
         assert batches._buffers <= 3
 
 
-def test_who_waits_reads_what_no_thread_has_begun(batches: Batches, store: PairStore) -> None:
+def test_who_waits_reads_what_no_thread_has_begun(store: PairStore) -> None:
     """The only reader is held up in another slice: the caller's own slice does not wait for it."""
-    hold, begun = threading.Event(), threading.Event()
-    read = batches._read
+    with Batches(store, TRAIN, seed=3, batch=10, slots=4, settings=LoaderSettings(threads=1)) as batches:
+        let_go, held_up = threading.Event(), threading.Event()
+        let_go_in_time: list[bool] = []
 
-    def held(buffer: Any, places: Any) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            begun.set()
-            hold.wait(20)
-        read(buffer, places)
+        def held() -> None:
+            held_up.set()
+            let_go_in_time.append(let_go.wait(20))
 
-    batches._read = held  # type: ignore[method-assign]
-    batches._pool.submit(held, batches._spare(), [])
-    assert begun.wait(20)
-    taken = batches.take(0, 0, 0)
-    assert not hold.is_set()
-    expected = store.read(taken.indices)
-    assert np.array_equal(taken.records.numpy(), expected[0])
-    assert np.array_equal(taken.models.numpy()[:, 0], expected[1])
-    hold.set()
+        holding = batches._pool.submit(held)
+        assert held_up.wait(20)
+        taken = batches.take(0, 0, 0)
+        let_go.set()
+        holding.result()
+        assert let_go_in_time == [True]  # the slice was there while the reader was still held
+        expected = store.read(taken.indices)
+        assert np.array_equal(taken.records.numpy(), expected[0])
+        assert np.array_equal(taken.models.numpy()[:, 0], expected[1])
