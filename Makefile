@@ -5,20 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-alone test-runs lint bench gpu kills multi-node cuda clean
+.PHONY: demo test test-kernels test-parts test-runs lint bench gpu kills multi-node cuda clean
 
 demo: $(READY)
 	$(BIN)/hpfwi demo --overwrite
 
-# Two halves at the same time, their lines mixed: one computes and compiles, the other mostly waits for processes.
+# Three parts at the same time, their lines mixed: the first computes and compiles, the others often wait for processes.
 test: $(READY) lint
-	$(MAKE) --jobs=2 --output-sync=line --keep-going test-alone test-runs
+	$(MAKE) --jobs=3 --output-sync=line --keep-going test-kernels test-parts test-runs
 
-test-alone:
-	$(BIN)/python -m pytest -p no:cacheprovider tests/kernels tests/hpfwi $(wildcard tests/test_*.py)
+test-kernels:
+	$(BIN)/python -m pytest -p no:cacheprovider tests/kernels
+
+test-parts:
+	$(BIN)/python -m pytest -p no:cacheprovider tests/hpfwi tests/cluster $(wildcard tests/test_*.py)
 
 test-runs:
-	$(BIN)/python -m pytest -p no:cacheprovider tests/runs tests/cluster
+	$(BIN)/python -m pytest -p no:cacheprovider tests/runs
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -135,7 +135,7 @@ def finish_or_stop(folder: RunFolder, config: Any, *, resume: bool, stop_after: 
     return Ended(folder.path)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def small_pictures() -> Iterator[None]:
     """Spare these runs most of their time: what a picture in TensorBoard looks like is tested beside the view."""
     with pytest.MonkeyPatch.context() as patch:
