@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpfwi.experiment import Experiment, cluster_of
+from hpfwi.inversion.bands import sparse_bands, stages_of
 from hpfwi.parallel import ClusterSettings, local_threads
+from hpfwi.physics.bands import band_passed, simulator_of_band
 from hpfwi.physics.derived import Derived, derived
 from hpfwi.physics.device import usable_gpus
 from hpfwi.physics.simulator import Simulator
@@ -50,6 +52,7 @@ def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[De
         ),
         _wavelet(experiment),
         *derived(experiment.simulator, experiment.slowest_mps, config.inversion.shots_per_item),
+        *_stages(experiment),
         Derived("device", cluster.device, _why_there(config, cluster, gpus)),
         Derived(
             "workers",
@@ -83,6 +86,28 @@ def _wavelet(experiment: Experiment) -> Derived:
     if config.data.observed is not None:
         return Derived("wavelet", "own", "stored with the gathers; options of [source] have no say")
     return Derived("wavelet", "ricker", f"of strength {config.source.strength:g}")
+
+
+def _stages(experiment: Experiment) -> list[Derived]:
+    """The bands that the run listens to one after the other; none where it takes the whole band all the time."""
+    config, wavelet = experiment.config, experiment.wavelet
+    bands_hz = config.inversion.bands_hz
+    energy = float(np.square(wavelet, dtype=np.float64).sum())
+    rows: list[Derived] = []
+    for stage in stages_of(bands_hz, config.inversion.iterations) if bands_hz else ():
+        reason, warning = f"iterations {stage.first} to {stage.end - 1}", False
+        if stage.corner_hz is not None:
+            filtered = band_passed(wavelet, experiment.survey.dt_s, 0.0, stage.corner_hz)
+            share = float(np.square(filtered, dtype=np.float64).sum()) / energy
+            simulator = simulator_of_band(experiment.simulator, filtered, config.model.bounds_mps)
+            reason += f", a snapshot every {simulator.scheme.store_every} steps, "
+            doubts = [doubt for _, doubt in sparse_bands([share], [stage.corner_hz], "wavelet")]
+            if simulator.highest_hz > experiment.simulator.highest_hz:  # a low-pass adds none but by being cut off
+                doubts.append("the end of the records cuts the filtered wavelet off: leave that corner out")
+            reason += doubts[0] if doubts else f"{100 * share:.3g} % of the wavelet's energy"
+            warning = bool(doubts)
+        rows.append(Derived(f"stage_{stage.number}", stage.band, reason, warning))
+    return rows
 
 
 def _why_there(config: RunConfig, cluster: ClusterSettings, gpus: int) -> str:

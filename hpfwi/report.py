@@ -18,7 +18,7 @@ from hpfwi.figures.curves import computing_hours
 from hpfwi.figures.record import RunRecord, as_number, read_record, series
 from hpfwi.figures.sections import in_kmps, mean_squared_kmps2
 from hpfwi.figures.style import Picture
-from hpfwi.inversion.signatures import pass_means
+from hpfwi.inversion.signatures import means_of_passes
 
 Row = tuple[str, ...]
 
@@ -204,10 +204,12 @@ def _summary(record: RunRecord) -> str:
     _, misfit = series(record.iterations, "misfit")
     if len(misfit):
         seconds = computing_hours(record.iterations)[-1] * 3600.0
-        passes = pass_means(misfit.tolist(), record.iterations_per_pass) or misfit.tolist()
+        stage = record.stages[-1]
+        passes = means_of_passes(misfit.tolist(), record.iterations_per_pass, stage.first)
+        of_band = f" in the last of {stage.number} bands ({stage.band})" if stage.number > 1 else ""
         sentences.append(
-            f"After {_progress(record)} ({_duration(seconds)} of computing) the misfit went from {_number(passes[0])} "
-            f"to {_number(passes[-1])} of the observed energy, {_fall(passes[0], passes[-1])}."
+            f"After {_progress(record)} ({_duration(seconds)} of computing) the misfit{of_band} went from "
+            f"{_number(passes[0])} to {_number(passes[-1])} of the observed energy, {_fall(passes[0], passes[-1])}."
         )
         if record.iterations_per_pass > 1:
             sentences.append(
@@ -263,6 +265,8 @@ def _numbers(record: RunRecord) -> str:
         ("structural similarity SSIM", record.diagnostics, "ssim", max),
     ):
         at, values = series(events, key)
+        if key == "misfit":  # of one band: others do not compare
+            at, values = at[at >= record.stages[-1].first], values[at >= record.stages[-1].first]
         if len(values):
             top = best(range(len(values)), key=values.__getitem__)
             found = f"{_number(values[top])} (iteration {at[top]})"
@@ -271,7 +275,29 @@ def _numbers(record: RunRecord) -> str:
         stored = (_number(errors[name]) if name in errors else "–" for name in ("initial", "inverted", "best"))
         rows.append(("model error MSE, (km/s)²", *stored))
     content = _table("Fit and model error", ("", "start", "end", "best"), rows) if rows else ""
-    return content + _cost(record)
+    return content + _bands(record) + _cost(record)
+
+
+def _bands(record: RunRecord) -> str:
+    """The table of the bands that the run has listened to; empty where there was one only."""
+    if len(record.stages) == 1:
+        return ""
+    at, misfit = series(record.iterations, "misfit")
+    error_at, error = series(record.diagnostics, "mse_kmps2")
+    rows: list[Row] = []
+    for stage in record.stages:
+        inside = misfit[(at >= stage.first) & (at < stage.end)]
+        found = error[(error_at > stage.first) & (error_at <= stage.end)]
+        rows.append(
+            (
+                stage.band,
+                f"{stage.first} to {stage.end - 1}",
+                f"{_number(inside[0])} to {_number(inside[-1])}" if len(inside) else "–",
+                _number(found[-1]) if len(found) else "–",
+            )
+        )
+    header = ("band", "iterations", "misfit, share of the band's energy", "model error MSE at its end, (km/s)²")
+    return _table("Bands, one after the other", header, rows)
 
 
 def _cost(record: RunRecord) -> str:

@@ -5,7 +5,8 @@
     gathers/observed, gathers/initial, gathers/predicted     float32[k, receiver, time] of the shots in gathers/shots
     gathers/receivers_m                                      float64[k, receiver, 2] (z, x), NaN = absent
     survey/sources_m, survey/receivers_m                     float64[n, 2] (z, x): every position, once
-    attributes of the root                                   name, spacing_m, origin_m (z, x), dt_s, observed_rms
+    attributes of the root                                   name, spacing_m, origin_m (z, x), dt_s, observed_rms,
+                                                             band_rms where the inversion has bands
 
 Checkpoints are what a run goes on from; everything here can be computed again.
 """
@@ -46,10 +47,15 @@ class Results:
                 {"name": name, "spacing_m": list(spacing_m), "origin_m": list(origin_m), "dt_s": dt_s}
             )
 
-    def observed_rms(self, rms: float) -> None:
-        """Set the root mean square of all observed samples, Pa: the unit in which an inversion counts residuals."""
+    def observed_rms(self, rms: float, *in_bands: float) -> None:
+        """Set the root mean square of all observed samples, Pa: the unit in which an inversion counts residuals.
+
+        in_bands    the same below each corner of inversion.bands_hz
+        """
         with _disk(self.path):
             self._root().attrs["observed_rms"] = rms
+            if in_bands:
+                self._root().attrs["band_rms"] = list(in_bands)
 
     def model(self, name: str, velocity: np.ndarray) -> None:
         """Store a model [z, x] in m/s as model/`name`, in place of an earlier one."""

@@ -34,6 +34,7 @@ class Status:
     state               silent: of another machine, and nothing was heard for long; failed: ended with an error; dead:
                         its process is gone without a word
     why                 the reason for the state, one clause
+    band                that the next iteration listens to, or the last one did; None where there is one band only
     done, total         iterations or steps, as `unit` says; total is None where it is not known yet
     items               shots or samples computed in the iterations that count, as `item` says
     items_per_s         over the recent iterations
@@ -52,6 +53,7 @@ class Status:
     state: State
     why: str
     unit: Literal["iteration", "step"]
+    band: str | None
     done: int
     total: int | None
     item: Literal["shots", "samples"]
@@ -111,6 +113,7 @@ def status(path: Path, *, now: float | None = None) -> Status:
         state=state,
         why=why,
         unit="step" if training else "iteration",
+        band=None if training else _band(config, done),
         done=done,
         total=total,
         item="samples" if training else "shots",
@@ -139,6 +142,8 @@ def as_text(found: Status) -> list[str]:
         ("State", f"{found.state}: {found.why}"),
         (found.unit.capitalize(), f"{found.done}{of}{share}, {found.items} {found.item}"),
     ]
+    if found.band is not None:
+        lines.append(("Band", found.band))
     if found.value is not None:
         lines.append((found.measure.capitalize(), f"{found.value:.4g}"))
     if found.items_per_s is not None:
@@ -170,6 +175,17 @@ def _config(path: Path, training: bool) -> Any:
     from hpfwi.training.settings import load_train_config
 
     return (load_train_config if training else load_config)(path / "config.toml", [])[0]
+
+
+def _band(config: Any, done: int) -> str | None:
+    """The band that an inversion listens to after so many iterations, and where it stands in the row of bands."""
+    from hpfwi.inversion.bands import stage_at, stages_of
+
+    if not config.inversion.bands_hz:
+        return None
+    stages = stages_of(config.inversion.bands_hz, config.inversion.iterations)
+    stage = stage_at(stages, done)
+    return f"{stage.band}, stage {stage.number} of {len(stages)}"
 
 
 def _steps_in_all(config: Any, events: Sequence[Mapping[str, Any]]) -> int | None:

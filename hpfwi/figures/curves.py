@@ -43,6 +43,24 @@ def mark_resumes(axes: Any, record: RunRecord) -> None:
         axes.axvline(iteration, color=style.GREY, linewidth=0.8, linestyle=":", zorder=1)
 
 
+def mark_bands(axes: Any, record: RunRecord) -> None:
+    """Dash-dotted uprights where the run went on to another band, with the band that begins there."""
+    for stage in record.stages[1:]:
+        axes.axvline(stage.first, color=style.GREY, linewidth=0.9, linestyle="-.", zorder=1)
+    for stage in record.stages if len(record.stages) > 1 else ():
+        axes.annotate(
+            stage.band,
+            (stage.first, 1.0),
+            (2, -2),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            rotation=90,
+            va="top",
+            fontsize=6.5,
+            color=style.GREY,
+        )
+
+
 def _log_scale(axes: Any, values: np.ndarray) -> None:
     """A logarithmic axis where all values are positive, with numbers on minor ticks over a short range."""
     from matplotlib.ticker import LogFormatterSciNotation
@@ -66,14 +84,22 @@ def marker(values: np.ndarray) -> str:
     return "." if len(values) < 30 else ""
 
 
-def draw_misfit(axes: Any, x: np.ndarray, misfit: np.ndarray, width: int) -> None:
-    """Draw the misfit over x; where each pass takes `width` iterations, its running median stands out."""
-    if width > 1 and len(misfit) > width:
-        axes.plot(x, misfit, color=style.SKY, linewidth=0.8, alpha=0.7, label="each iteration")
-        axes.plot(x, running_median(misfit, width), color=style.BLUE, label=f"median of {width}")
-    else:
-        axes.plot(x, misfit, color=style.BLUE, label="misfit", marker=marker(x))
-    axes.axhline(misfit[0], label="start", **style.INITIAL_LINE)
+def draw_misfit(axes: Any, x: np.ndarray, misfit: np.ndarray, record: RunRecord) -> None:
+    """Draw the misfit of every iteration over x, a curve for each band: misfits of two bands do not compare.
+
+    Where each pass takes several iterations, its running median stands out.
+    """
+    width = record.iterations_per_pass
+    for place, stage in enumerate(record.stages):
+        inside = slice(stage.first, stage.end)
+        labels = ["each iteration", f"median of {width}", "misfit"] if place == 0 else [None] * 3
+        if width > 1 and len(misfit) > width:
+            axes.plot(x[inside], misfit[inside], color=style.SKY, linewidth=0.8, alpha=0.7, label=labels[0])
+            axes.plot(x[inside], running_median(misfit[inside], width), color=style.BLUE, label=labels[1])
+        else:
+            axes.plot(x[inside], misfit[inside], color=style.BLUE, label=labels[2], marker=marker(x))
+    if len(record.stages) == 1:
+        axes.axhline(misfit[0], label="start", **style.INITIAL_LINE)
     _log_scale(axes, misfit)
 
 
@@ -87,14 +113,14 @@ def curves(record: RunRecord) -> style.Picture | None:
     rows = 2 if len(error) or len(ssim) else 1
     figure = style.new_figure(3.1 * rows)
     grid = figure.subplots(rows, 2, squeeze=False)
-    width = record.iterations_per_pass
-    draw_misfit(grid[0, 0], at, misfit, width)
+    draw_misfit(grid[0, 0], at, misfit, record)
+    mark_bands(grid[0, 0], record)
     style.line_axes(grid[0, 0], "(a) Misfit against iteration", "iteration", "misfit")
     mark_resumes(grid[0, 0], record)
     grid[0, 0].legend(loc="best")
     timed = [event for event in record.iterations if as_number(event.get("misfit")) is not None]
     times, time_label = _time_axis(computing_hours(timed))
-    draw_misfit(grid[0, 1], times, misfit, width)
+    draw_misfit(grid[0, 1], times, misfit, record)
     style.line_axes(grid[0, 1], "(b) Misfit against time", time_label, "misfit")
     if rows == 2:
         _draw_metric(grid[1, 0], record, "mse_kmps2", "(c) Model error", "MSE, (km/s)²", best=np.argmin)
@@ -102,7 +128,9 @@ def curves(record: RunRecord) -> style.Picture | None:
         shown = [axes.get_legend_handles_labels() for axes in grid[1] if axes.lines]
         handles, labels = max(shown, key=lambda pair: len(pair[1]))
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    text = f"Misfit from {misfit[0]:.3g} to {misfit[-1]:.3g} over {len(at)} iterations"
+    stage = record.stages[-1]
+    of_band = "" if stage.number == 1 else f", of the last band from {misfit[stage.first]:.3g}"
+    text = f"Misfit from {misfit[0]:.3g} to {misfit[-1]:.3g} over {len(at)} iterations{of_band}"
     if len(error):
         text += f"; model error from {error[0]:.3g} to {error[-1]:.3g} (km/s)²"
     return style.Picture(
@@ -112,6 +140,11 @@ def curves(record: RunRecord) -> style.Picture | None:
         "Dashed: the level at the start; star: the best. The misfit is the energy of the residual over the energy of "
         "the observed gathers. Misfit and model error should fall together; a model error that rises "
         "while the misfit falls means that the data are explained by the wrong model."
+        + (
+            " Dash-dotted uprights: the run went on to another band, whose misfit is a share of that band's energy."
+            if len(record.stages) > 1
+            else ""
+        )
         + (" Dotted uprights: the run was taken up from a checkpoint." if record.taken_up_at else ""),
         text + ".",
     )
@@ -143,6 +176,7 @@ def _draw_metric(
     found = f"{values[0]:.3g} at the start, best {values[place]:.3g} at iteration {at[place]}"
     style.line_axes(axes, f"{title}: {found}", "iteration", label)
     mark_resumes(axes, record)
+    mark_bands(axes, record)
 
 
 def cluster(record: RunRecord) -> style.Picture | None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from hpfwi.figures import style
-from hpfwi.figures.curves import draw_misfit, marker
+from hpfwi.figures.curves import draw_misfit, mark_bands, marker
 from hpfwi.figures.record import RunRecord, series
 from hpfwi.figures.sections import draw_positions, draw_profile, frame_of_results, in_kmps, mean_squared_kmps2
 
@@ -63,7 +63,8 @@ def _draw_plots(figure: Any, record: RunRecord, first: int) -> None:
     at, misfit = series(record.iterations, "misfit")
     error_at, error = series(record.diagnostics, "mse_kmps2")
     rows = figure.subplots(3 if len(error) else 2, 1)
-    draw_misfit(rows[0], at, misfit, record.iterations_per_pass)
+    draw_misfit(rows[0], at, misfit, record)
+    mark_bands(rows[0], record)
     style.line_axes(rows[0], f"{style.letter(first)} Misfit, residual / observed energy", None, "")
     rows[0].legend(loc="best")
     if len(error):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpfwi.errors import DataError
+from hpfwi.inversion.bands import Stage, stages_of
 from hpfwi.run_folder import read_events
 
 Event = dict[str, Any]
@@ -128,6 +129,15 @@ class RunRecord:
     def planned_iterations(self) -> int | None:
         """How many iterations the configuration asks for."""
         return as_count(self.config.get("inversion", {}).get("iterations"))
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the run that have begun, each with its band; one, of all iterations, where it has no bands."""
+        corners = self.config.get("inversion", {}).get("bands_hz", [])
+        corners = [corner for corner in map(as_number, corners if isinstance(corners, list) else []) if corner]
+        done = len(self.iterations)
+        planned = self.planned_iterations or max(done, 1)
+        return tuple(stage for stage in stages_of(corners, planned) if stage.first < max(done, 1))
 
     @property
     def iterations_per_pass(self) -> int:

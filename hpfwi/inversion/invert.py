@@ -7,16 +7,15 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpfwi import checkpoints
 from hpfwi.errors import DataError, NumericsError, RunClusterError, Stopped
 from hpfwi.experiment import cluster_of
-from hpfwi.inversion import signatures
+from hpfwi.inversion import saved, signatures
+from hpfwi.inversion.bands import Stage, stage_at, stages_of
 from hpfwi.inversion.diagnostics import diagnose, reference_state
 from hpfwi.inversion.metrics import model_metrics
 from hpfwi.inversion.optimise import batch_of_items, iterations_per_pass
@@ -43,10 +42,6 @@ if TYPE_CHECKING:
     from hpfwi.config import RunConfig
     from hpfwi.run_folder import RunFolder
     from hpfwi.stop import Stop
-
-_STATE = "state/"
-_REFERENCE = "reference/"
-_BEST = "best_model"
 
 
 def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) -> Outcome:
@@ -102,21 +97,6 @@ def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) ->
         return run.finish()
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """What a run goes back to: the last checkpoint, as it is on disk.
-
-    done        iterations that count
-    exponent    of the group's sums
-    best        score and model of the best diagnosed iteration so far
-    """
-
-    done: int
-    exponent: int | None
-    state: State
-    best: tuple[float, NDArray[np.float32]] | None
-
-
 class _Run:
     """The driver's side of a run: its replica, its histories and what it writes."""
 
@@ -125,6 +105,7 @@ class _Run:
     ) -> None:
         self.config = config
         self.settings = config.inversion
+        self.stages = stages_of(config.inversion.bands_hz, config.inversion.iterations)
         self.folder = folder
         self.view = view
         self.say = say
@@ -139,7 +120,7 @@ class _Run:
         self.initial: EarthModel
         self.true: NDArray[np.float32] | None = None
         self.reference: State
-        self.saved: _Saved
+        self.saved: saved.Saved
 
     def start(self, look: Callable[[], None]) -> None:
         """A new run: inputs, the work before iteration 0, and a checkpoint that a lost group can go back to.
@@ -172,26 +153,19 @@ class _Run:
 
     def restore(self) -> bool:
         """Take up the last good checkpoint; False where the run stopped before it had one."""
-        found = checkpoints.load_latest(self.folder.checkpoints)
+        found = saved.read(self.folder.checkpoints)
         if found is None:
             self._forget_after(0)
             return False
-        for sentence in found.skipped:
+        self.saved, skipped = found
+        for sentence in skipped:
             self.say(sentence)
         self.task = open_task(self.folder.path)
         models = _models(self.folder)
         self.initial = EarthModel(models["initial"], self.task.simulator.grid)
         self.true = models.get("true")
-        self.reference = _part(found.tensors, _REFERENCE)
-        best = found.tensors.get(_BEST)
-        self.saved = _Saved(
-            found.iteration,
-            found.meta["exponent"],
-            _part(found.tensors, _STATE),
-            None if best is None else (found.meta["best_score"], best),
-        )
+        self.reference, self.seconds = self.saved.reference, self.saved.seconds
         self._back_to_saved()
-        self.seconds = float(found.meta["seconds"])
         return True
 
     def give_state(self, group: Group) -> None:
@@ -209,6 +183,9 @@ class _Run:
         """One iteration and what to show of it; None when the group was lost and the run went back."""
         iteration, settings = self.done, self.settings
         started = time.perf_counter()
+        stage = stage_at(self.stages, iteration)
+        if iteration == stage.first:
+            self._enter(stage)
         diagnoses = iteration % settings.diagnostics_every == 0
         keeps = iteration % settings.snapshot_every == 0
         items = batch_of_items(settings.seed, iteration, len(self.task.groups), self._batch)
@@ -243,7 +220,8 @@ class _Run:
             "shots": shots,
             "wait_share": result.wait_share,
         }
-        self._log("iteration", **step, shots_per_s=shots / result.seconds)
+        in_stages = {"stage": stage.number, "band_hz": stage.corner_hz} if self.settings.bands_hz else {}
+        self._log("iteration", **step, shots_per_s=shots / result.seconds, **in_stages)
         return step
 
     def keep(self, group: Group) -> bool:
@@ -286,6 +264,7 @@ class _Run:
             misfits=self.misfits,
             diagnosed=self.diagnosed,
             iterations_per_pass=iterations_per_pass(len(self.task.groups), self._batch),
+            stage_first=self.stages[-1].first,
         )
         judged = verdicts(course, float(self.initial.velocity.mean()), true_known=self.true is not None)
         for verdict in judged:
@@ -312,28 +291,32 @@ class _Run:
     def _reference_is_now(self) -> None:
         self.reference = {name: value.numpy() for name, value in reference_state(self.task.parameterisation).items()}
 
+    def _enter(self, stage: Stage) -> None:
+        """Say which band comes now. Without a true model the best is known by its misfit, which starts anew with it."""
+        if self.settings.bands_hz:
+            where = f"iterations {stage.first} to {stage.end - 1}"
+            self.say(f"Stage {stage.number} of {len(self.stages)}, {where}: {stage.band}.")
+            if self.true is None:
+                self.best = None
+
     def _checkpoint(self, group: Group) -> None:
         """Write the state between iterations, unless it is on disk already."""
         if self.saved.done != self.done:
             self._save(group.state())
 
     def _save(self, state: State) -> None:
-        tensors = {f"{_STATE}{name}": value for name, value in state.items()}
-        tensors |= {f"{_REFERENCE}{name}": value for name, value in self.reference.items()}
-        meta: dict[str, Any] = {"exponent": self.exponent, "seconds": self.seconds}
-        if self.misfits:
-            meta["score"] = self.misfits[-1]
-        if self.best is not None:
-            meta["best_score"], tensors[_BEST] = self.best
-        path = checkpoints.save(self.folder.checkpoints, self.done, tensors, meta)
-        self.saved = _Saved(self.done, self.exponent, state, self.best)
+        now = saved.Saved(self.done, self.exponent, self.seconds, state, self.reference, self.best)
+        # Misfits of two bands do not compare: only checkpoints of the last one compete for being the best.
+        compares = self.misfits and stage_at(self.stages, self.done - 1) is self.stages[-1]
+        path = saved.write(self.folder.checkpoints, now, self.misfits[-1] if compares else None)
+        self.saved = now
         self.folder.event("checkpoint", iteration=self.done - 1, path=str(path.relative_to(self.folder.path)))
 
     def _back_to_saved(self) -> None:
         """Take everything back to the last checkpoint; a course that was left leaves no trace."""
-        saved = self.saved
-        self.done, self.exponent, self.best = saved.done, saved.exponent, saved.best
-        self.task.load_state(saved.state)
+        then = self.saved
+        self.done, self.exponent, self.best = then.done, then.exponent, then.best
+        self.task.load_state(then.state)
         self._forget_after(self.done)
         events = self.folder.events()
         self.misfits = [event["misfit"] for event in events if event["kind"] == "iteration"]
@@ -411,10 +394,6 @@ class _Run:
         event = self.folder.event(kind, **fields)
         self.view.event(event)
         return event
-
-
-def _part(tensors: dict[str, np.ndarray], prefix: str) -> State:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _models(folder: RunFolder) -> dict[str, NDArray[np.float32]]:

@@ -13,7 +13,7 @@ from hpfwi.inversion import signatures
 class Outcome:
     """How a finished run ended.
 
-    misfit_*      Σ residual² / Σ observed² of the first and of the last pass through the shots
+    misfit_*      Σ residual² / Σ observed² of the first and of the last pass through the shots, in the last band
     mse_*_kmps2   mean squared velocity error at the start and at the end, (km/s)², None without a true model
     verdict       the failure signatures in words
     """
@@ -32,20 +32,23 @@ class Course:
     """What was seen of a run.
 
     misfits      of every iteration     diagnosed   the diagnostics events, in order, the last one of the final model
+    stage_first  the first iteration in the last band: misfits and lags of other bands do not compare with its own
     """
 
     misfits: list[float]
     diagnosed: list[dict[str, Any]]
     iterations_per_pass: int
+    stage_first: int = 0
 
     @property
     def misfit_of_passes(self) -> list[float]:
-        """Mean misfit of every whole pass through the shots; of the iterations where there was no whole pass."""
-        return signatures.pass_means(self.misfits, self.iterations_per_pass) or self.misfits
+        """Mean misfit of every whole pass of the last stage; of its iterations where there was no whole pass."""
+        return signatures.means_of_passes(self.misfits, self.iterations_per_pass, self.stage_first)
 
     def lately(self, name: str) -> list[float]:
-        """A scalar of the diagnosed iterations in the last `signatures.WINDOW` passes."""
-        first = len(self.misfits) - signatures.WINDOW * self.iterations_per_pass
+        """A scalar of the diagnosed iterations in the last `signatures.WINDOW` passes of the last stage."""
+        window = len(self.misfits) - signatures.WINDOW * self.iterations_per_pass
+        first = max(window, self.stage_first)
         return [event[name] for event in self.diagnosed if event.get(name) is not None and event["iteration"] >= first]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from hpfwi.errors import DataError
 from hpfwi.experiment import Experiment, build_experiment, simulated_gathers
-from hpfwi.inversion.task import OBSERVED, InversionTask, open_task
+from hpfwi.inversion.bands import Stage, sparse_bands, stages_of
+from hpfwi.inversion.task import OBSERVED, InversionTask, in_stage, open_task
 from hpfwi.physics.derived import derived
 from hpfwi.physics.model import EarthModel
 from hpfwi.store.gathers import GathersStore, open_gathers, write_gathers
@@ -60,7 +61,14 @@ def prepare(
         # A start that was killed here left an older copy behind.
         write_gathers(folder.path / OBSERVED, gathers, survey, experiment.wavelet, attrs, overwrite=True)
     observed = open_gathers(config.data.observed if config.data.observed is not None else folder.path / OBSERVED)
-    results.observed_rms(_rms(observed))
+    stages = stages_of(config.inversion.bands_hz, config.inversion.iterations)
+    *in_bands, whole = _rms_of_stages(observed, stages)
+    results.observed_rms(whole, *in_bands)
+    for corner_hz, doubt in sparse_bands(
+        [(rms / whole) ** 2 for rms in in_bands], config.inversion.bands_hz, "gathers"
+    ):
+        folder.event("derived", name=f"band up to {corner_hz:g} Hz", value=corner_hz, reason=doubt, warning=True)
+        say(f"Warning: {doubt}.")
     shots = shown_shots(survey.shots)
     results.shots(shots)
     results.positions(observed.survey, shots)
@@ -69,9 +77,9 @@ def prepare(
     start = predicted(task, models.initial, shots, threads=threads)
     results.gathers("initial", start)
     compares_strengths = config.inversion.misfit == "l2"
-    if compares_strengths and (doubt := doubtful_strength(start, observed.read(shots))) is not None:
-        folder.event("derived", name="strength", value=doubt[0], reason=doubt[1], warning=True)
-        say(f"Warning: {doubt[1]}.")
+    if compares_strengths and (strength := doubtful_strength(start, observed.read(shots))) is not None:
+        folder.event("derived", name="strength", value=strength[0], reason=strength[1], warning=True)
+        say(f"Warning: {strength[1]}.")
     return task, experiment
 
 
@@ -111,13 +119,18 @@ def shown_shots(shots: int) -> list[int]:
     return sorted({shots * part // (SHOWN_SHOTS + 1) for part in range(1, SHOWN_SHOTS + 1)})
 
 
-def _rms(observed: GathersStore) -> float:
-    """Root mean square of all samples, read shot by shot."""
-    energy = math.fsum(
-        float(np.square(observed.read([shot]), dtype=np.float64).sum()) for shot in range(observed.survey.shots)
-    )
-    if energy == 0.0:
+def _rms_of_stages(observed: GathersStore, stages: Sequence[Stage]) -> list[float]:
+    """Root mean square of all samples in the band of each stage, read shot by shot."""
+    energies: list[list[float]] = [[] for _ in stages]
+    for shot in range(observed.survey.shots):
+        gather = observed.read([shot])
+        for stage, found in zip(stages, energies, strict=True):
+            in_band = in_stage(gather, observed.survey.dt_s, stage)
+            found.append(float(np.square(in_band, dtype=np.float64).sum()))
+    sums = [math.fsum(found) for found in energies]
+    if 0.0 in sums:
         raise DataError(
-            f"Every sample of the observed gathers in {observed.path} is zero; give gathers with a signal in them."
+            f"Every sample of the observed gathers in {observed.path} is zero ({stages[sums.index(0.0)].band}); give "
+            "gathers with a signal in them."
         )
-    return math.sqrt(energy / math.prod(observed.shape))
+    return [math.sqrt(energy / math.prod(observed.shape)) for energy in sums]

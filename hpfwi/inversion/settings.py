@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import itertools
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hpfwi.inversion.optimise import AdamSettings
 from hpfwi.inversion.parameterisation import ParameterisationSettings
@@ -16,6 +17,11 @@ class InversionSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     iterations: int = Field(default=300, ge=1, description="Iterations of the optimiser.")
+    bands_hz: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        default=(),
+        description="Low-pass corners of successive stages, ascending, Hz: gathers and wavelet are filtered alike, and "
+        "a last stage takes the whole band. All stages get the same share of the iterations. Empty is one stage.",
+    )
     shots_per_iteration: int | None = Field(
         default=None, ge=1, description='Shots drawn at random for each iteration; "none" uses all of them.'
     )
@@ -40,6 +46,22 @@ class InversionSettings(BaseModel):
     checkpoint_every: int = Field(default=20, ge=1, description="Iterations between checkpoints.")
     parameterisation: ParameterisationSettings = ParameterisationSettings.model_validate({})
     optimiser: AdamSettings = AdamSettings.model_validate({})
+
+    @field_validator("bands_hz")
+    @classmethod
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(low >= high for low, high in itertools.pairwise(value)):
+            raise ValueError("the corners must ascend, from the lowest band to the widest")
+        return value
+
+    @model_validator(mode="after")
+    def _a_stage_has_iterations(self) -> InversionSettings:
+        if len(self.bands_hz) >= self.iterations:
+            raise ValueError(
+                f"iterations={self.iterations} are too few for the {len(self.bands_hz) + 1} stages of "
+                f"bands_hz={list(self.bands_hz)}; give more iterations or fewer corners"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_items(self) -> InversionSettings:

@@ -67,6 +67,18 @@ def pass_means(values: Sequence[float], iterations_per_pass: int) -> list[float]
     ]
 
 
+def means_of_passes(misfits: Sequence[float], iterations_per_pass: int, first: int = 0) -> list[float]:
+    """`pass_means` of the iterations from `first` on; these themselves where they hold no whole pass.
+
+    Passes begin at multiples of their length, wherever `first` is.
+
+    >>> means_of_passes([9.0, 9.0, 9.0, 1.0, 3.0], 2, 1), means_of_passes([9.0, 5.0, 4.0], 2, 1)
+    ([5.0], [5.0, 4.0])
+    """
+    whole = -(-first // iterations_per_pass) * iterations_per_pass
+    return pass_means(misfits[whole:], iterations_per_pass) or list(misfits[first:])
+
+
 def stagnation(
     misfits: Sequence[float],
     update_rms_mps: float,

@@ -17,11 +17,13 @@ from scipy.ndimage import gaussian_filter
 
 from hpfwi.errors import DataError
 from hpfwi.experiment import wavelet_of
+from hpfwi.inversion.bands import Stage, stage_at, stages_of
 from hpfwi.inversion.misfit import equal_traces, l2
 from hpfwi.inversion.optimise import build_adam, load_optimiser_state, optimiser_state
 from hpfwi.inversion.parameterisation import build_parameterisation
 from hpfwi.inversion.signatures import cycle_skipped_share
 from hpfwi.parallel import device_here, groups_of_shots
+from hpfwi.physics.bands import band_passed, simulator_of_band
 from hpfwi.physics.device import Device
 from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import EarthModel, water_rows
@@ -45,10 +47,12 @@ class InversionTask:
     observed        gathers to fit, with their survey
     observed_rms    root mean square of all observed samples, Pa; residuals are counted in this unit, which keeps
                     gradients near 1 whatever the strength of the source, as Adam's epsilon wants
+    band_rms        the same below each corner of inversion.bands_hz
     device          that waves are computed on; None: as cluster.device says for this process
 
     The misfit that is minimised is J = ½ Σ ((predicted - observed) / observed_rms)². With inversion.misfit "normalised"
-    every trace of both is brought to observed_rms first.
+    every trace of both is brought to observed_rms first. In a stage of a band, predicted and observed gathers and their
+    rms are those of the band.
     """
 
     def __init__(
@@ -58,16 +62,20 @@ class InversionTask:
         observed: GathersStore,
         observed_rms: float,
         *,
+        band_rms: Sequence[float] = (),
         device: Device | None = None,
     ) -> None:
         self._config = config
         self._observed = observed
-        self._observed_rms = observed_rms
         survey = observed.survey
         wavelet = wavelet_of(config, observed)
         low, high = config.model.bounds_mps
         device = device_here(config.cluster) if device is None else device
         self.simulator = Simulator(initial.grid, survey, wavelet, config.modelling, high, low, device=device)
+        self._stages = stages_of(config.inversion.bands_hz, config.inversion.iterations)
+        self._rms_of_stages = (*band_rms, observed_rms)
+        self._stage = self._stages[-1]
+        self._listener = self.simulator  # predicts what this stage compares
         self.groups = groups_of_shots(survey.shots, config.inversion.shots_per_item)
         self.parameterisation = build_parameterisation(
             config.inversion.parameterisation,
@@ -91,6 +99,7 @@ class InversionTask:
 
     def begin(self, iteration: int) -> None:
         """Write the model of this iteration; the network's part of the chain rule waits for `advance`."""
+        self._listen(stage_at(self._stages, iteration))
         self._model = self.parameterisation()
         self._velocity = self._model.detach()
         self._look_for_skips = iteration % self._config.inversion.diagnostics_every == 0
@@ -104,18 +113,16 @@ class InversionTask:
         assert self._velocity is not None  # begin comes first
         velocity = self._velocity.clone().requires_grad_()
         observed = self._observed_of(tuple(shots))
-        predicted = self.simulator.predict(velocity, shots)
-        if self._normalised:
-            predicted = equal_traces(predicted, self._observed_rms)
-        misfit = l2(predicted, observed) / self._observed_rms**2
+        predicted = self._compared(self._listener.predict(velocity, shots))
+        misfit = l2(predicted, observed) / self._rms**2
         (gradient,) = torch.autograd.grad(misfit, velocity)
         scalars = {
             "residual_energy": 2.0 * float(misfit.detach()),
-            "observed_energy": float(observed.double().square().sum()) / self._observed_rms**2,
+            "observed_energy": float(observed.double().square().sum()) / self._rms**2,
         }
         if self._look_for_skips:
             scalars["skipped_share"] = cycle_skipped_share(
-                predicted.detach().numpy(), observed.numpy(), self._observed.survey.dt_s, self.simulator.peak_hz
+                predicted.detach().numpy(), observed.numpy(), self._observed.survey.dt_s, self._listener.peak_hz
             )
         result: NDArray[np.float32] = gradient.numpy()
         return result, scalars
@@ -127,6 +134,9 @@ class InversionTask:
         self._model.backward(torch.from_numpy(self._smooth(gradient)).to(self._model.dtype))
         self.optimiser.step()
         self.parameterisation.after_step(iteration, self.optimiser)
+        if stage_at(self._stages, iteration + 1) is not stage_at(self._stages, iteration):
+            # Gradients of another band have another size, by which Adam's memory would stretch the first steps.
+            self.optimiser.state.clear()
         self._model = self._velocity = None
 
     def _smooth(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -162,12 +172,36 @@ class InversionTask:
             {name.removeprefix(_OPTIMISER): value for name, value in state.items() if name.startswith(_OPTIMISER)},
         )
 
+    @property
+    def _rms(self) -> float:
+        return self._rms_of_stages[self._stage.number - 1]
+
+    def _listen(self, stage: Stage) -> None:
+        """Compare gathers in the band of a stage from now on."""
+        if stage is self._stage:
+            return
+        self._stage = stage
+        self._cache.clear()
+        self._listener = self.simulator
+        if stage.corner_hz is not None:
+            wavelet = in_stage(wavelet_of(self._config, self._observed), self._observed.survey.dt_s, stage)
+            self._listener = simulator_of_band(self.simulator, wavelet, self._config.model.bounds_mps)
+
     def _observed_of(self, shots: tuple[int, ...]) -> torch.Tensor:
-        # A worker meets the same groups again and again; reading them once is worth their memory.
+        # A worker meets the same groups again and again; reading and filtering them once is worth their memory.
         if shots not in self._cache:
-            gathers = torch.from_numpy(self._observed.read(shots))
-            self._cache[shots] = equal_traces(gathers, self._observed_rms) if self._normalised else gathers
+            gathers = in_stage(self._observed.read(shots), self._observed.survey.dt_s, self._stage)
+            self._cache[shots] = self._compared(torch.from_numpy(gathers))
         return self._cache[shots]
+
+    def _compared(self, gathers: torch.Tensor) -> torch.Tensor:
+        """What the misfit compares of gathers [shot, receiver, time] that are in the band of the stage."""
+        return equal_traces(gathers, self._rms) if self._normalised else gathers
+
+
+def in_stage(gathers: NDArray[np.float32], dt_s: float, stage: Stage) -> NDArray[np.float32]:
+    """Gathers or a wavelet [..., time] in the band of a stage; raises ConfigError: a corner above Nyquist."""
+    return gathers if stage.corner_hz is None else band_passed(gathers, dt_s, 0.0, stage.corner_hz)
 
 
 def open_task(run: Path, *, device: Device | None = None) -> InversionTask:
@@ -186,7 +220,14 @@ def open_task(run: Path, *, device: Device | None = None) -> InversionTask:
     )
     initial = EarthModel(np.asarray(results["model/initial"][:], np.float32), grid)
     observed = open_gathers(config.data.observed if config.data.observed is not None else run / OBSERVED)
-    return InversionTask(config, initial, observed, float(results.attrs["observed_rms"]), device=device)
+    return InversionTask(
+        config,
+        initial,
+        observed,
+        float(results.attrs["observed_rms"]),
+        band_rms=results.attrs.get("band_rms", ()),
+        device=device,
+    )
 
 
 def _results(run: Path) -> Any:

@@ -323,7 +323,7 @@ def _from_file(settings: ModelSettings, path: str, final: Grid | None) -> EarthM
     # Imported here because the store builds EarthModel objects: at module level the two would import each other.
     from hpfwi.store.models import read_model
 
-    if not Path(path).suffix and not Path(path).exists():
+    if not Path(path.partition(":")[0]).suffix and not Path(path).exists():  # of a model in a group: the group's
         raise DataError(
             f'"{Path(path).name}" is neither a file nor a model that needs none: those are true = "procedural" and '
             'initial = "smooth", "linear" or "constant".'

@@ -191,6 +191,28 @@ def test_finished_run_in_words_and_numbers(tmp_path: Path) -> None:
     assert "hpfwi resume" not in page.text
 
 
+def test_bands_are_told_apart(tmp_path: Path) -> None:
+    """Misfits of two bands do not compare: each has its curve, and start and end are those of the last one."""
+    folder = write_run(tmp_path / "toy")
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace("[inversion]", "[inversion]\nbands_hz = [3.0, 6.5]"))
+    page = words(folder)
+    assert "the misfit in the last of 3 bands (whole band) went from 49 to 24.01" in page.text
+    assert "up to 6.5 Hz4 to 7240.1 to 82.350.02222" in page.text.replace("\n", "")
+    with style.look():
+        picture = curves.curves(read_record(folder))
+    assert picture is not None
+    misfit, _, error, similarity = picture.figure.axes
+    labels = ["up to 3 Hz", "up to 6.5 Hz", "whole band"]
+    for axes in (misfit, error, similarity):
+        assert [text.get_text() for text in axes.texts] == labels
+        assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "-."] == [4, 8]
+    assert [len(line.get_xdata()) for line in misfit.lines if line.get_linestyle() == "-"] == [4] * 6
+    assert "of the last band from 57.6" in picture.alt
+    bare = words(write_run(tmp_path / "plain"))
+    assert "one after the other" not in bare.text
+
+
 def test_what_a_user_wrote_is_escaped(tmp_path: Path) -> None:
     evil = '<script>alert("1")</script>&amp;'
     verdict = {"kind": "verdict", "time": 5.0, "signature": "x", "sentence": evil}
