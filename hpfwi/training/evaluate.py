@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpfwi.errors import ConfigError, DataError
+from hpfwi.physics.openfwi import FASTEST_MPS, SLOWEST_MPS
 from hpfwi.store.atomic import new_folder
 from hpfwi.store.openfwi import PairStore, open_pairs
 from hpfwi.training.forward import in_mps
 from hpfwi.training.lpips import Lpips, read_lpips
-from hpfwi.training.metrics import Scores, published_scores, scores_in_mps
+from hpfwi.training.metrics import Scores, benchmark_scores, published_scores, scores_in_mps
 from hpfwi.training.normalise import scale_in_words
 from hpfwi.training.pictures import draw_predictions, draw_profiles
 from hpfwi.training.settings import VALIDATION, TrainConfig, samples_of, split_of
@@ -28,6 +29,8 @@ CONFIDENCE = 0.95
 EVALUATION = "evaluation"
 PUBLISHED = "published_"
 """Prefix of the scores as AMFMS and its rivals publish them, which are not comparable with those in m/s."""
+BENCHMARK = "benchmark_"
+"""Prefix of the scores as OpenFWI's benchmark computes them, of networks that predict m/s."""
 NOT_COMPUTED = "not computed"
 _AT_ONCE = 64
 """Samples read at a time: about 100 MB of OpenFWI's records."""
@@ -51,6 +54,7 @@ class Evaluation:
 
     samples     numbers in the store, in the order of the scores
     scores      by name, float64[sample]
+    means       by name; `benchmark_rmse`, the root of a mean, is here alone
     scale       of the network's velocities, in words
     """
 
@@ -102,6 +106,8 @@ def evaluate(
     name = split if own else f"{split}-of-{store.path.stem}"
     folder = run / EVALUATION / name
     means = {name: mean_of(values) for name, values in scores.items()}
+    if f"{BENCHMARK}mse" in means:
+        means[f"{BENCHMARK}rmse"] = root_of(means[f"{BENCHMARK}mse"])
     scale = scale_in_words(trained.config.training.normalisation)
     found = Evaluation(folder, tuple(samples), scores, means, scale)
     summary = {
@@ -147,6 +153,16 @@ def mean_of(values: NDArray[np.float64]) -> Mean:
     return Mean(float(kept.mean()), quantile * float(kept.std(ddof=1)) / math.sqrt(len(kept)), len(kept))
 
 
+def root_of(mean: Mean) -> Mean:
+    """The root of a mean, its interval to first order.
+
+    >>> root_of(Mean(4.0, 0.4, 9))
+    Mean(mean=2.0, half_width=0.1, samples=9)
+    """
+    root = math.sqrt(mean.mean)
+    return Mean(root, mean.half_width / (2 * root) if root > 0 else mean.half_width, mean.samples)
+
+
 def read_scores(folder: Path) -> tuple[tuple[int, ...], Scores]:
     """Samples and scores of a scores.csv.
 
@@ -187,9 +203,15 @@ def _predicted(
 def _all_scores(
     config: TrainConfig, predicted: NDArray[np.float32], true: NDArray[np.float32], lpips: Lpips | None
 ) -> Scores:
-    per_sample = config.training.normalisation.normalisation != "none"
-    published = published_scores(predicted, true, per_sample=per_sample, lpips=lpips)
-    return scores_in_mps(predicted, true) | {f"{PUBLISHED}{name}": values for name, values in published.items()}
+    kind = config.training.normalisation.normalisation
+    published = published_scores(predicted, true, per_sample=kind != "none", lpips=lpips)
+    # A network that needs each sample's own range would be told it here, which OpenFWI's are not.
+    benchmark = {} if kind == "per-sample" else benchmark_scores(predicted, true, (SLOWEST_MPS, FASTEST_MPS))
+    return (
+        scores_in_mps(predicted, true)
+        | {f"{PUBLISHED}{name}": values for name, values in published.items()}
+        | {f"{BENCHMARK}{name}": values for name, values in benchmark.items()}
+    )
 
 
 def _as_csv(found: Evaluation) -> str:

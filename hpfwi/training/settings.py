@@ -123,6 +123,12 @@ class TrainingSettings(BaseModel):
         "over all workers for each of its layers. Quickest with as many slices as workers; every slice of a step is "
         "held in memory.",
     )
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of every weight that a step takes away, times the learning rate: Adam becomes AdamW.",
+    )
     spike_factor: float | None = Field(
         default=1e4,
         gt=1,

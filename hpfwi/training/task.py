@@ -86,10 +86,9 @@ class TrainingTask:
         shares = settings.sync_batch_norm and settings.slices > 1 and share_statistics(network) > 0
         self._halted = HaltedStep() if shares else None
         self.network = network
-        self.optimiser = build_adam(
-            [{"params": trained_parameters(network), "lr": settings.schedule.peak, "name": "network"}],
-            settings.optimiser,
-        )
+        group = {"params": trained_parameters(network), "lr": settings.schedule.peak, "name": "network"}
+        decay = {"weight_decay": settings.weight_decay, "decoupled_weight_decay": True}
+        self.optimiser = build_adam([group | decay], settings.optimiser)
         self.average: dict[str, torch.Tensor] | None = None
         if settings.average_decay is not None:
             self.average = {name: value.detach().clone() for name, value in weights_of(network).items()}

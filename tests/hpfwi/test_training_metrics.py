@@ -148,7 +148,7 @@ def test_benchmark_scores_on_the_fixed_scale() -> None:
     predicted, true = pair(2, (24, 20))
     scores = benchmark_scores(predicted, true, (1500.0, 4500.0))
     np.testing.assert_allclose(scores["mae"], np.abs(predicted - true).mean(axis=(1, 2)) / 1500.0)
-    np.testing.assert_allclose(scores["rmse"] ** 2, ((predicted - true) ** 2).mean(axis=(1, 2)) / 1500.0**2)
+    np.testing.assert_allclose(scores["mse"], ((predicted - true) ** 2).mean(axis=(1, 2)) / 1500.0**2)
     # The library leaves a border of 5 out: zeros around the maps must not have touched the rest.
     p, g = ((maps - 1500.0) / 3000.0 for maps in (predicted, true))
     wide = [np.pad(maps, ((0, 0), (5, 5), (5, 5))) for maps in (p, g)]

@@ -139,6 +139,20 @@ def test_a_step_is_adams_with_the_mean_over_slices(make: Callable[..., TrainingT
     assert [part["samples"] for part in numbers] == slice_sizes(task.config)
 
 
+def test_weights_decay_apart_from_their_gradient(make: Callable[..., TrainingTask]) -> None:
+    """AdamW is Adam's step after rate · decay of every weight is gone: what a step adds is the same."""
+    plain, decayed = make(), make(training__weight_decay=0.1)
+    before = [parameter.detach().clone() for parameter in trained_parameters(plain.network)]
+    for task in (plain, decayed):
+        step(task, 0)
+    rate = plain.optimiser.param_groups[0]["lr"]
+    pairs = zip(before, trained_parameters(plain.network), trained_parameters(decayed.network), strict=True)
+    for start, one, other in pairs:
+        # Two roundings of a weight, of its own size.
+        torch.testing.assert_close(other, one - rate * 0.1 * start, rtol=3e-7, atol=3e-8)
+        assert not torch.equal(other, one) or not start.any()
+
+
 def test_a_slice_depends_on_the_state_and_its_place_alone(make: Callable[..., TrainingTask]) -> None:
     task = make(training__records_noise=0.3)
     step(task, 0)
