@@ -14,6 +14,9 @@ HALVES = {
     "ssim": {"ssim": "whole model", "ssim_shallow": "shallow half", "ssim_deep": "deep half"},
 }
 
+# Weighted penalties on the model, in units of the misfit.
+PENALTIES = {"regularisation/tv": "total variation", "regularisation/tikhonov": "squared slope"}
+
 
 def running_median(values: np.ndarray, width: int) -> np.ndarray:
     """float64[n]: the median over the `width` values that end at each place (fewer at the beginning).
@@ -114,6 +117,10 @@ def curves(record: RunRecord) -> style.Picture | None:
     figure = style.new_figure(3.1 * rows)
     grid = figure.subplots(rows, 2, squeeze=False)
     draw_misfit(grid[0, 0], at, misfit, record)
+    for (key, label_penalty), colour in zip(PENALTIES.items(), (style.VERMILION, style.PURPLE), strict=True):
+        penalty_at, penalty = series(record.diagnostics, key)
+        if len(penalty):
+            grid[0, 0].plot(penalty_at, penalty, color=colour, linewidth=1.0, label=f"{label_penalty}, weighted")
     mark_bands(grid[0, 0], record)
     style.line_axes(grid[0, 0], "(a) Misfit against iteration", "iteration", "misfit")
     mark_resumes(grid[0, 0], record)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from hpfwi.figures import style
-from hpfwi.figures.curves import HALVES, mark_resumes, marker
+from hpfwi.figures.curves import HALVES, PENALTIES, mark_resumes, marker
 from hpfwi.figures.record import Event, RunRecord, as_number, series
 
 # Keys of "diagnostics" events that `curves` draws or that are no measurement; all others go to `diagnostics`.
 _DRAWN_ELSEWHERE = frozenset(
-    {"kind", "time", "iteration", "model/wanted_rms_mps"} | {*HALVES["mse_kmps2"], *HALVES["ssim"]}
+    {"kind", "time", "iteration", "model/wanted_rms_mps"} | {*HALVES["mse_kmps2"], *HALVES["ssim"], *PENALTIES}
 )
 _SPECTRA = "spectra/"
 # Panels whose scalar's name does not say what it is.

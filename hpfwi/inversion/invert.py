@@ -188,7 +188,7 @@ class _Run:
             self._enter(stage)
         diagnoses = iteration % settings.diagnostics_every == 0
         keeps = iteration % settings.snapshot_every == 0
-        items = batch_of_items(settings.seed, iteration, len(self.task.groups), self._batch)
+        items = batch_of_items(settings.seed, iteration, len(self.task.groups), self.settings.items_per_iteration)
         shots = sum(len(self.task.groups[item]) for item in items)
         costs = [float(self.task.simulator.updates_per_shot * len(self.task.groups[item])) for item in items]
         try:
@@ -263,7 +263,7 @@ class _Run:
         course = Course(
             misfits=self.misfits,
             diagnosed=self.diagnosed,
-            iterations_per_pass=iterations_per_pass(len(self.task.groups), self._batch),
+            iterations_per_pass=iterations_per_pass(len(self.task.groups), self.settings.items_per_iteration),
             stage_first=self.stages[-1].first,
         )
         judged = verdicts(course, float(self.initial.velocity.mean()), true_known=self.true is not None)
@@ -274,11 +274,6 @@ class _Run:
         self.folder.event("done", iterations=self.done, seconds=self.seconds)
         self.folder.done(dataclasses.asdict(outcome))
         return outcome
-
-    @property
-    def _batch(self) -> int | None:
-        shots = self.settings.shots_per_iteration
-        return None if shots is None else shots // self.settings.shots_per_item
 
     @property
     def _spacing_m(self) -> tuple[float, float]:
@@ -385,7 +380,9 @@ class _Run:
         if result is not None:
             shares = [scalars["skipped_share"] for scalars in result.scalars.values()]
             fields["skipped_share"] = math.fsum(shares) / len(shares)
-        score = fields["mse_kmps2"] if self.true is not None else self.misfits[-1]
+        penalties = {} if task.regulariser is None else task.regulariser.penalties(model)
+        fields |= {f"regularisation/{name}": value for name, value in penalties.items()}
+        score = fields["mse_kmps2"] if self.true is not None else self.misfits[-1] + math.fsum(penalties.values())
         if self.best is None or score < self.best[0]:
             self.best = (score, model.copy())
         self.diagnosed.append(self._log("diagnostics", iteration=iteration, **fields))

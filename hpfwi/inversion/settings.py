@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from hpfwi.inversion.optimise import AdamSettings
 from hpfwi.inversion.parameterisation import ParameterisationSettings
+from hpfwi.inversion.regularise import RegulariseSettings
 
 
 class InversionSettings(BaseModel):
@@ -44,8 +45,15 @@ class InversionSettings(BaseModel):
     diagnostics_every: int = Field(default=10, ge=1, description="Iterations between diagnostics of model and network.")
     snapshot_every: int = Field(default=10, ge=1, description="Iterations between models kept in the history.")
     checkpoint_every: int = Field(default=20, ge=1, description="Iterations between checkpoints.")
+    regularise: RegulariseSettings = RegulariseSettings.model_validate({})
     parameterisation: ParameterisationSettings = ParameterisationSettings.model_validate({})
     optimiser: AdamSettings = AdamSettings.model_validate({})
+
+    @property
+    def items_per_iteration(self) -> int | None:
+        """Groups of shots that are drawn for each iteration; None is all of them."""
+        shots = self.shots_per_iteration
+        return None if shots is None else shots // self.shots_per_item
 
     @field_validator("bands_hz")
     @classmethod

@@ -6,6 +6,7 @@ starts from the same bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ from hpfwi.errors import DataError
 from hpfwi.experiment import wavelet_of
 from hpfwi.inversion.bands import Stage, stage_at, stages_of
 from hpfwi.inversion.misfit import equal_traces, l2
-from hpfwi.inversion.optimise import build_adam, load_optimiser_state, optimiser_state
+from hpfwi.inversion.optimise import build_adam, iterations_per_pass, load_optimiser_state, optimiser_state
 from hpfwi.inversion.parameterisation import build_parameterisation
+from hpfwi.inversion.regularise import Regulariser
 from hpfwi.inversion.signatures import cycle_skipped_share
 from hpfwi.parallel import device_here, groups_of_shots
 from hpfwi.physics.bands import band_passed, simulator_of_band
@@ -52,7 +54,8 @@ class InversionTask:
 
     The misfit that is minimised is J = ½ Σ ((predicted - observed) / observed_rms)². With inversion.misfit "normalised"
     every trace of both is brought to observed_rms first. In a stage of a band, predicted and observed gathers and their
-    rms are those of the band.
+    rms are those of the band. Penalties of inversion.regularise are added to J's gradient once an iteration, each
+    replica for itself, in proportion to the energy that the iteration's shots are expected to have.
     """
 
     def __init__(
@@ -86,6 +89,13 @@ class InversionTask:
         )
         self.optimiser = build_adam(self.parameterisation.parameter_groups(), config.inversion.optimiser)
         self._normalised = config.inversion.misfit == "normalised"
+        self.regulariser: Regulariser | None = None
+        if config.inversion.regularise.active:
+            water = self.parameterisation.water.numpy()
+            self.regulariser = Regulariser(config.inversion.regularise, initial.velocity, initial.grid.spacing_m, water)
+        # J in units of the misfit, which is the residual's share of the observed energy: half the samples of a pass.
+        passes = iterations_per_pass(len(self.groups), config.inversion.items_per_iteration)
+        self._half_energy = 0.5 * math.prod(observed.shape) / passes
         self._model: torch.Tensor | None = None
         self._velocity: torch.Tensor | None = None
         self._look_for_skips = False
@@ -128,10 +138,14 @@ class InversionTask:
         return result, scalars
 
     def advance(self, iteration: int, gradient: NDArray[np.float64]) -> None:
-        """Take one optimiser step with dJ/dm[z, x], the sum over the iteration's shots."""
+        """Take one optimiser step with dJ/dm[z, x], the sum over the iteration's shots, and the penalties' part."""
         assert self._model is not None  # begin comes first
+        assert self._velocity is not None
         self.optimiser.zero_grad()
-        self._model.backward(torch.from_numpy(self._smooth(gradient)).to(self._model.dtype))
+        gradient = self._smooth(gradient)
+        if self.regulariser is not None:
+            gradient = gradient + self._half_energy * self.regulariser.gradient(self._velocity.numpy())
+        self._model.backward(torch.from_numpy(gradient).to(self._model.dtype))
         self.optimiser.step()
         self.parameterisation.after_step(iteration, self.optimiser)
         if stage_at(self._stages, iteration + 1) is not stage_at(self._stages, iteration):

@@ -209,8 +209,21 @@ def test_bands_are_told_apart(tmp_path: Path) -> None:
         assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "-."] == [4, 8]
     assert [len(line.get_xdata()) for line in misfit.lines if line.get_linestyle() == "-"] == [4] * 6
     assert "of the last band from 57.6" in picture.alt
+    assert not any("weighted" in str(line.get_label()) for line in misfit.lines)
     bare = words(write_run(tmp_path / "plain"))
     assert "one after the other" not in bare.text
+
+
+def test_penalties_are_drawn_beside_the_misfit(tmp_path: Path) -> None:
+    penalty = {"kind": "diagnostics", "time": 3.0, "iteration": 12, "regularisation/tv": 0.02, "model/bound_share": 0.1}
+    record = read_record(write_run(tmp_path / "toy", extra_events=(penalty,)))
+    with style.look():
+        misfit, others = curves.curves(record), diagnostics.diagnostics(record)
+    assert misfit is not None
+    assert others is not None
+    assert "total variation, weighted" in misfit.figure.axes[0].get_legend_handles_labels()[1]
+    assert not any("regularisation" in axes.get_title(loc="left") for axes in others.figure.axes)
+    assert any("bounds" in axes.get_title(loc="left") for axes in others.figure.axes)
 
 
 def test_what_a_user_wrote_is_escaped(tmp_path: Path) -> None:

@@ -67,6 +67,35 @@ def test_a_smoothed_gradient_moves_the_neighbours_too_and_never_the_water(refere
     assert not moved(task_of(reference, observed, *smooth), (4, 20)).any()
 
 
+def test_penalties_pull_in_units_of_the_misfit(reference: Any) -> None:
+    """A gradient of waves that is opposite to the penalties' stops the model: half the expected energy times theirs."""
+    observed = open_gathers(reference.path / "observed.zarr")
+    options = ("inversion.parameterisation.kind=pixel", "inversion.shots_per_iteration=3")
+    assert task_of(reference, observed, *options).regulariser is None
+    task = task_of(reference, observed, *options, "inversion.regularise.tv=0.1", "inversion.regularise.tikhonov=0.02")
+    assert task.regulariser is not None
+    start = task.model().copy()
+    pull = task.regulariser.gradient(start)
+    task.begin(0)
+    task.advance(0, -0.5 * (3 * 40 * 80) * pull)
+    assert np.array_equal(task.model(), start)
+    task.begin(1)
+    task.advance(1, np.zeros((24, 40)))
+    inside = (start > 1400.0) & (start < 5600.0)
+    assert np.array_equal(np.sign(start - task.model())[inside], np.sign(pull)[inside])
+
+
+def test_a_run_shows_its_penalties_and_goes_on_with_them(run: Any, resume: Any, reference: Any, tmp_path: Path) -> None:
+    changes = {"inversion__regularise__tv": 0.05, "inversion__iterations": 4}
+    ended = run(tmp_path / "straight", **changes)
+    shown = [event["regularisation/tv"] for event in ended.of_kind("diagnostics")]
+    assert len(shown) == 3
+    assert all(0.0 < value < 0.5 for value in shown)
+    assert not any("regularisation/tikhonov" in event for event in ended.of_kind("diagnostics"))
+    assert not any(key.startswith("regularisation") for event in reference.of_kind("diagnostics") for key in event)
+    assert resume(run(tmp_path / "stopped", stop_after=2, **changes)).bits == ended.bits
+
+
 def test_strengths_that_no_velocity_explains_are_told() -> None:
     gathers = np.random.default_rng(2).normal(size=(2, 3, 50)).astype(np.float32)
     assert doubtful_strength(gathers, 9 * gathers) is None
