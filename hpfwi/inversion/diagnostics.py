@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 
@@ -44,7 +45,7 @@ def diagnose(
     true             floating[z, x] in m/s; adds errors (metrics/), and band amplitude, coherence and error (spectra/)
     gradient         dJ/dm, floating[z, x]: adds dormancy by gradient and the conflict with the initial model, for
                      one network pass forward and two back over all cells
-    tangent_kernel   also the rank of the tangent kernel, which takes longer than all the rest
+    tangent_kernel   also the rank and the drift of the tangent kernel, which take longer than all the rest
     """
     water = parameterisation.water.numpy()
     scores = _of_model(model, initial, true, ~water, spacing_m, wavelength_m)
@@ -113,8 +114,12 @@ def _of_network(
     scores["plasticity/linearised_share"] = plasticity.linearised_share(phases)
     scores["plasticity/feature_rank"] = plasticity.effective_rank(activations[-1])
     if tangent_kernel:
-        kernel = plasticity.tangent_kernel(network, _spread(parameterisation.coordinates, KERNEL_POINTS))
+        points = _spread(parameterisation.coordinates, KERNEL_POINTS)
+        kernel = plasticity.tangent_kernel(network, points)
         scores["plasticity/kernel_rank"] = plasticity.kernel_rank(kernel)
+        start = copy.deepcopy(network)
+        start.load_state_dict(dict(then))
+        scores["plasticity/kernel_drift"] = plasticity.kernel_drift(kernel, plasticity.tangent_kernel(start, points))
     return scores
 
 

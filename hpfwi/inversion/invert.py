@@ -375,6 +375,7 @@ class _Run:
             wavelength_m=float(initial.mean()) / task.simulator.peak_hz,
             true=self.true,
             gradient=None if result is None else result.total,
+            tangent_kernel=result is None,  # once, at the end
         )
         fields: dict[str, Any] = {name.removeprefix("metrics/"): value for name, value in scores.items()}
         if result is not None:

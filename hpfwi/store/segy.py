@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from hpfwi.errors import DataError
 
-TEXT_BYTES = 3200
 HEADER_BYTES = 3600
 TRACE_HEADER_BYTES = 240
 FORMAT_OFFSET = 3224

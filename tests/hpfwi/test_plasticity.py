@@ -170,6 +170,8 @@ def test_the_summary_is_flat_and_finite(kind: str) -> None:
     if kind != "pixel":
         names |= {"plasticity/travel_layer_2", "plasticity/feature_rank", "plasticity/kernel_rank"}
         names |= {"plasticity/dormant_share_gradient", "plasticity/inactive_share"}
+        # Weights of 1 + 0.01 throughout: layers after the first see other inputs, but none that are far away.
+        assert 0.0 < scores["plasticity/kernel_drift"] < 1.0
     assert names <= scores.keys()
     assert scores["plasticity/travel"] == pytest.approx(0.01, rel=1e-3)
     assert scores["plasticity/cosine"] == pytest.approx(1.0, abs=1e-6)
