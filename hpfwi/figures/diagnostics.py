@@ -26,6 +26,7 @@ _TITLES = {
     "plasticity: linearised share": "share of units in the linear range",
     "plasticity: feature rank": "effective rank of the features",
     "plasticity: kernel rank": "effective rank of the tangent kernel",
+    "plasticity: kernel drift": "change of the tangent kernel",
     "plasticity: gradient conflict": "cosine of the pulls of waves and start",
     "model: bound share": "share of cells at the bounds",
     "model: update RMS (m/s)": "update of the model, RMS (m/s)",

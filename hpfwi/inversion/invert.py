@@ -375,7 +375,7 @@ class _Run:
             wavelength_m=float(initial.mean()) / task.simulator.peak_hz,
             true=self.true,
             gradient=None if result is None else result.total,
-            tangent_kernel=result is None,  # once, at the end
+            tangent_kernel=iteration == 0 or result is None,  # takes longer than all the rest: first and last
         )
         fields: dict[str, Any] = {name.removeprefix("metrics/"): value for name, value in scores.items()}
         if result is not None:
