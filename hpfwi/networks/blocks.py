@@ -38,14 +38,11 @@ def convolution(
     *,
     stride: Size = 1,
     padding: Size = 1,
-    dilation: int = 1,
     groups: int = 1,
     bias: bool = True,
 ) -> torch.nn.Conv2d:
     """A 2-D convolution without values yet."""
-    layer = torch.nn.Conv2d(
-        inputs, outputs, size, stride, padding, dilation=dilation, groups=groups, bias=bias, device="meta"
-    )
+    layer = torch.nn.Conv2d(inputs, outputs, size, stride, padding, groups=groups, bias=bias, device="meta")
     return layer.to_empty(device="cpu")
 
 
@@ -56,11 +53,9 @@ def window(inputs: int, outputs: int, *, bias: bool = True, kernels: Kernels = "
     return Convolution(inputs, outputs, 3, padding=1, bias=bias, device="meta").to_empty(device="cpu")
 
 
-def transposed_convolution(
-    inputs: int, outputs: int, size: int = 2, *, stride: int = 2, padding: int = 0
-) -> torch.nn.ConvTranspose2d:
+def transposed_convolution(inputs: int, outputs: int, size: int = 2, *, padding: int = 0) -> torch.nn.ConvTranspose2d:
     """A 2-D transposed convolution without values yet; as it stands it doubles both sides."""
-    return torch.nn.ConvTranspose2d(inputs, outputs, size, stride, padding, device="meta").to_empty(device="cpu")
+    return torch.nn.ConvTranspose2d(inputs, outputs, size, 2, padding, device="meta").to_empty(device="cpu")
 
 
 def activation(kind: Activation, channels: int) -> torch.nn.Module:
