@@ -1,12 +1,12 @@
 """The configuration of a run: one strict tree of settings, read from TOML and changed by `--set a.b=value`.
 
 Each part of the tree is defined beside the code that uses it; this module joins the parts, adds the few that belong to
-the run as a whole, and turns whatever a user wrote into either a `RunConfig` or one sentence that says what to change.
+the run as a whole, and turns whatever a user wrote into either a `RunConfig` or one sentence that says what to change
+(`refusals`).
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import math
 import re
@@ -19,12 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hpfwi.errors import ConfigError
 from hpfwi.inversion.settings import InversionSettings
-from hpfwi.options import NONE, Option, as_toml, options_of, toml_value
+from hpfwi.inversion.windows import MuteSettings
+from hpfwi.options import NONE, Option, as_toml, options_of
 from hpfwi.parallel import ClusterSettings
 from hpfwi.physics.model import ModelSettings
 from hpfwi.physics.modelling_settings import ModellingSettings
 from hpfwi.physics.source import SourceSettings
 from hpfwi.physics.survey import SurveySettings
+from hpfwi.refusals import first_problem, is_table, not_an_option_but_a_table, option_at, refusal, unknown
 
 Origins = dict[str, str]
 """Where each option got its value, by dotted name: "default", "--set", or the name of the file or recipe."""
@@ -74,6 +76,7 @@ class DataSettings(BaseModel):
         description="Standard deviation of Gaussian noise added to simulated gathers, as a share of theirs.",
     )
     noise_seed: int = Field(default=0, ge=0, description="Seed of that noise.")
+    mute: MuteSettings = MuteSettings.model_validate({})
 
 
 class OutputSettings(BaseModel):
@@ -240,44 +243,12 @@ def _leaves(table: Mapping[str, Any], defaults: Mapping[str, Option], prefix: st
         name = f"{prefix}{key}"
         if name in defaults:
             yield name, value
-        elif not _is_table(name, defaults):
-            raise _unknown(name, defaults)
+        elif not is_table(name, defaults):
+            raise unknown(name, defaults)
         elif isinstance(value, Mapping):
             yield from _leaves(value, defaults, f"{name}.")
         else:
-            raise _not_an_option_but_a_table(name, value, defaults)
-
-
-def _is_table(name: str, defaults: Mapping[str, Option]) -> bool:
-    return any(option.startswith(f"{name}.") for option in defaults)
-
-
-def _unknown(name: str, defaults: Mapping[str, Option]) -> ConfigError:
-    """The error for a name that is not an option, with the nearest ones there are."""
-    near = _nearest(name, defaults)
-    hint = f"did you mean {' or '.join(near[:2])}?" if near else "`hpfwi config` prints every option."
-    return ConfigError(f"{name} is not an option; {hint}")
-
-
-def _nearest(name: str, defaults: Mapping[str, Option]) -> list[str]:
-    """Options of the same last part in another table, else of a similar one in the same, else similar all over."""
-    table, _, last = name.rpartition(".")
-    same = [option for option in defaults if option.rpartition(".")[2] == last]
-    if same:
-        return same
-    siblings = [option for option in defaults if option.rpartition(".")[0] == table]
-    tables = sorted({option.rpartition(".")[0] for option in defaults} - {""})
-    return difflib.get_close_matches(name, siblings, n=1, cutoff=0.75) or difflib.get_close_matches(
-        name, [*defaults, *tables], n=1, cutoff=0.65
-    )
-
-
-def _not_an_option_but_a_table(name: str, value: Any, defaults: Mapping[str, Option]) -> ConfigError:
-    first = next(option for option in defaults if option.startswith(f"{name}."))
-    return ConfigError(
-        f"{name} = {toml_value(value)} cannot be used, because {name} is a table of options; set one of them, such as "
-        f"{first}."
-    )
+            raise not_an_option_but_a_table(name, value, defaults)
 
 
 def _split_override(override: str, defaults: Mapping[str, Option]) -> tuple[str, str]:
@@ -288,9 +259,7 @@ def _split_override(override: str, defaults: Mapping[str, Option]) -> tuple[str,
             f'--set "{override}" has no name and value; write it as --set inversion.iterations=50, for example.'
         )
     if name not in defaults:
-        raise (
-            _not_an_option_but_a_table(name, text, defaults) if _is_table(name, defaults) else _unknown(name, defaults)
-        )
+        raise (not_an_option_but_a_table(name, text, defaults) if is_table(name, defaults) else unknown(name, defaults))
     return name, text
 
 
@@ -321,9 +290,9 @@ def _refuse_early(option: Option, value: Any, origin: str) -> None:
     """Refuse what pydantic would let pass: numbers that are not finite, and true or false for a number."""
     items = value if isinstance(value, list) else [value]
     if any(isinstance(item, float) and not math.isfinite(item) for item in items):
-        raise _refusal(option, value, origin, "; give a finite number", "")
+        raise refusal(option, value, origin, "; give a finite number", "")
     if bool not in option.accepts and any(isinstance(item, bool) for item in items):
-        raise _refusal(option, value, origin, "; give a value that is neither true nor false", "")
+        raise refusal(option, value, origin, "; give a value that is neither true nor false", "")
 
 
 def _validate(
@@ -341,11 +310,11 @@ def _validate(
     as_text = {
         name: spelled[name]
         for problem in problems
-        if problem["type"] == "string_type" and (name := _option_at(problem["loc"], defaults)) in spelled
+        if problem["type"] == "string_type" and (name := option_at(problem["loc"], defaults)) in spelled
     }
     if as_text and any(values[name] != text for name, text in as_text.items()):
         return _validate(kind, {**values, **as_text}, {}, origins, defaults)
-    raise _first_problem(problems, values, origins, defaults)
+    raise first_problem(problems, values, origins, defaults)
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -358,76 +327,3 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
             table = table.setdefault(part, {})
         table[key] = value
     return tree
-
-
-def _option_at(location: Sequence[int | str], defaults: Mapping[str, Option]) -> str:
-    """The dotted name of the option or table that a pydantic location lies in."""
-    name = ""
-    for part in location:
-        longer = f"{name}.{part}" if name else str(part)
-        if longer not in defaults and not _is_table(longer, defaults):
-            break
-        name = longer
-    return name
-
-
-def _first_problem(
-    problems: Sequence[Any], values: Mapping[str, Any], origins: Origins, defaults: Mapping[str, Option]
-) -> ConfigError:
-    """One sentence for the first option with a problem, and a count of the others."""
-    by_name: dict[str, list[Any]] = {}
-    for problem in problems:
-        by_name.setdefault(_option_at(problem["loc"], defaults), []).append(problem)
-    name, wrong = next(iter(by_name.items()))
-    others = f" (and {len(by_name) - 1} more to correct: {', '.join(list(by_name)[1:])})" if len(by_name) > 1 else ""
-    if name not in defaults:
-        table = f"[{name}] " if name else ""
-        return ConfigError(f"{table}{_own_words(wrong[0])}{others}.")
-    own = [_own_words(problem) for problem in wrong if problem["type"] in ("value_error", "assertion_error")]
-    if own:
-        return _refusal(defaults[name], values.get(name), origins[name], f": {own[0]}{others}.")
-    wants = " or ".join(dict.fromkeys(_wanted(problem) for problem in wrong))
-    return _refusal(defaults[name], values.get(name), origins[name], f"; give {wants}", others)
-
-
-def _refusal(option: Option, value: Any, origin: str, remedy: str, others: str | None = None) -> ConfigError:
-    """`option = value cannot be used` and what to do; with `others` the meaning of the option is said too."""
-    shown = str(value) if isinstance(value, float) else toml_value(value) if _has_toml(value) else str(value)
-    about = "" if others is None else f" ({option.description.rstrip('.')}){others}."
-    return ConfigError(f"{option.name} = {shown} (from {origin}) cannot be used{remedy}{about}")
-
-
-def _has_toml(value: Any) -> bool:
-    return value is None or isinstance(value, str | bool | int | list | tuple | Mapping)
-
-
-def _own_words(problem: Mapping[str, Any]) -> str:
-    """What a validator in the code said, without pydantic's prefix and the final full stop."""
-    return " ".join(str(problem["msg"]).removeprefix("Value error, ").split()).rstrip(".")
-
-
-def _wanted(problem: Mapping[str, Any]) -> str:
-    """What would have been right, in words, from one pydantic error."""
-    context = problem.get("ctx", {})
-    for key, words in (("gt", "more than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most")):
-        if key in context:
-            return f"{words} {context[key]:g}"
-    kind = str(problem["type"])
-    match kind.split("_")[0]:
-        case "literal":
-            return str(context["expected"]).replace("'", '"')
-        case "int":
-            return "a whole number"
-        case "float" | "finite":
-            return "a finite number"
-        case "bool":
-            return "true or false"
-        case "tuple" | "list":
-            return "a list"
-        case "missing":
-            return "a list with more values"
-    if kind == "string_type":
-        return "text"
-    if kind == "too_long":
-        return f"a list of {context['max_length']} values"
-    return _own_words(problem)

@@ -12,6 +12,8 @@ import numpy as np
 
 from hpfwi.experiment import Experiment, cluster_of
 from hpfwi.inversion.bands import sparse_bands, stages_of
+from hpfwi.inversion.prepare import shown_shots
+from hpfwi.inversion.windows import weights
 from hpfwi.parallel import ClusterSettings, local_threads
 from hpfwi.physics.bands import band_passed, simulator_of_band
 from hpfwi.physics.derived import Derived, derived
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hpfwi.config import RunConfig
+
+LEAST_HEARD = 0.01
+"""A mute that leaves less than this share of the samples is more likely a slip than a wish."""
 
 CALIBRATION_SAMPLES = 100
 """Samples of the one shot that is timed: long enough to outweigh the start of a call, short enough for a second."""
@@ -53,6 +58,7 @@ def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[De
         _wavelet(experiment),
         *derived(experiment.simulator, experiment.slowest_mps, config.inversion.shots_per_item),
         *_stages(experiment),
+        *_mute(experiment),
         Derived("device", cluster.device, _why_there(config, cluster, gpus)),
         Derived(
             "workers",
@@ -108,6 +114,27 @@ def _stages(experiment: Experiment) -> list[Derived]:
             warning = bool(doubts)
         rows.append(Derived(f"stage_{stage.number}", stage.band, reason, warning))
     return rows
+
+
+def _mute(experiment: Experiment) -> list[Derived]:
+    """How much of the gathers counts; nothing is said where all of it does."""
+    mute, survey = experiment.config.data.mute, experiment.survey
+    if not mute.active:
+        return []
+    shots = shown_shots(survey.shots)
+    window = weights(mute, survey, shots)
+    live = int(survey.live_receivers()[shots].sum())
+    share = float(np.square(window, dtype=np.float64).sum()) / (live * survey.samples)
+    heard = int(window.any(axis=-1).sum())
+    return [
+        Derived(
+            "mute",
+            f"{100 * share:.3g} %",
+            f"of the samples of {len(shots)} shots count, on {heard} of {live} traces"
+            + ("; check the times and offsets of data.mute" if share < LEAST_HEARD else ""),
+            warning=share < LEAST_HEARD,
+        )
+    ]
 
 
 def _why_there(config: RunConfig, cluster: ClusterSettings, gpus: int) -> str:

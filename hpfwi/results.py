@@ -3,6 +3,7 @@
     model/true, model/initial, model/inverted, model/best    float32[z, x], m/s
     model/history                                            float32[record, z, x], m/s; its iterations beside it
     gathers/observed, gathers/initial, gathers/predicted     float32[k, receiver, time] of the shots in gathers/shots
+    gathers/window                                           float32[k, receiver, time], 0 to 1: what data.mute leaves
     gathers/receivers_m                                      float64[k, receiver, 2] (z, x), NaN = absent
     survey/sources_m, survey/receivers_m                     float64[n, 2] (z, x): every position, once
     attributes of the root                                   name, spacing_m, origin_m (z, x), dt_s, observed_rms,
@@ -63,7 +64,7 @@ class Results:
             self._put(f"model/{name}", np.asarray(velocity, np.float32))
 
     def gathers(self, name: str, gathers: np.ndarray) -> None:
-        """Store gathers [k, receiver, time] of the shots in gathers/shots: "observed", "initial" or "predicted"."""
+        """Store gathers [k, receiver, time] of the shots in gathers/shots; see the head of this file for the names."""
         with _disk(self.path):
             self._put(f"gathers/{name}", np.asarray(gathers, np.float32))
 

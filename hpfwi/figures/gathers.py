@@ -25,6 +25,7 @@ class _Shot:
     along_label: str
     times: np.ndarray  # float64[time], in the unit of time_label
     time_label: str
+    muted: bool
 
 
 def gathers(record: RunRecord) -> style.Picture | None:
@@ -44,7 +45,8 @@ def gathers(record: RunRecord) -> style.Picture | None:
         "One grey scale everywhere, clipped so that reflections show. A good end leaves the residual flat grey; events "
         "left in it are unexplained. Traces: a predicted wiggle more than half a period away from the observed one is "
         "cycle-skipped, and the inversion will pull it the wrong way."
-        + (" Predicted traces are scaled to the energy of the observed ones, as the misfit was." if normalised else ""),
+        + (" Predicted traces are scaled to the energy of the observed ones, as the misfit was." if normalised else "")
+        + (" Everything is muted as for the misfit." if shot.muted else ""),
         f"Observed and predicted gathers of shot {shot.number}, residuals before and after, {traces} traces overlaid.",
     )
 
@@ -62,30 +64,39 @@ def _middle_shot(results: StoredResults | None, normalised: bool) -> _Shot | Non
     _, receivers, samples = observed.shape
     along, along_label, order = _receiver_axis(results, place, receivers)
     dt_s = results.dt_s
-    energies = np.square(np.asarray(observed[place], dtype=np.float64)[order]).sum(axis=1) if normalised else None
+    window = _gather(results, "window", place, order)
+    heard = np.asarray(observed[place], dtype=np.float64)[order] * (1.0 if window is None else window)
+    energies = np.square(heard).sum(axis=1) if normalised else None
     return _Shot(
         number=place if shots is None else int(shots[place]),
-        observed=np.asarray(observed[place], dtype=np.float64)[order],
-        initial=_gather(results, "initial", place, order, energies),
-        predicted=_gather(results, "predicted", place, order, energies),
+        observed=heard,
+        initial=_gather(results, "initial", place, order, window, energies),
+        predicted=_gather(results, "predicted", place, order, window, energies),
         along=along,
         along_label=along_label,
         times=np.arange(samples) * (1.0 if dt_s is None else dt_s),
         time_label="time step" if dt_s is None else "time (s)",
+        muted=window is not None,
     )
 
 
 def _gather(
-    results: StoredResults, name: str, place: int, order: np.ndarray, energies: np.ndarray | None
+    results: StoredResults,
+    name: str,
+    place: int,
+    order: np.ndarray,
+    window: np.ndarray | None = None,
+    energies: np.ndarray | None = None,
 ) -> np.ndarray | None:
     """float64[receiver, time] of one stored shot, receivers in `order`; None where the run has not written it.
 
+    window      that it is multiplied by, float64[receiver, time]
     energies    that every trace is scaled to, float64[receiver]; None leaves them
     """
     stored = results.array(f"gathers/{name}")
     if stored is None or stored.shape[0] <= place:
         return None
-    gather = np.asarray(stored[place], dtype=np.float64)[order]
+    gather = np.asarray(stored[place], dtype=np.float64)[order] * (1.0 if window is None else window)
     if energies is None:
         return gather
     own = np.square(gather).sum(axis=1)

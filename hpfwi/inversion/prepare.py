@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from hpfwi.errors import DataError
 from hpfwi.experiment import Experiment, build_experiment, simulated_gathers
 from hpfwi.inversion.bands import Stage, sparse_bands, stages_of
-from hpfwi.inversion.task import OBSERVED, InversionTask, in_stage, open_task
+from hpfwi.inversion.task import OBSERVED, InversionTask, in_stage, open_task, window_of
+from hpfwi.inversion.windows import MuteSettings
 from hpfwi.physics.derived import derived
 from hpfwi.physics.model import EarthModel
 from hpfwi.store.gathers import GathersStore, open_gathers, write_gathers
@@ -62,7 +63,7 @@ def prepare(
         write_gathers(folder.path / OBSERVED, gathers, survey, experiment.wavelet, attrs, overwrite=True)
     observed = open_gathers(config.data.observed if config.data.observed is not None else folder.path / OBSERVED)
     stages = stages_of(config.inversion.bands_hz, config.inversion.iterations)
-    *in_bands, whole = _rms_of_stages(observed, stages)
+    *in_bands, whole = _rms_of_stages(observed, stages, config.data.mute)
     results.observed_rms(whole, *in_bands)
     for corner_hz, doubt in sparse_bands(
         [(rms / whole) ** 2 for rms in in_bands], config.inversion.bands_hz, "gathers"
@@ -73,6 +74,8 @@ def prepare(
     results.shots(shots)
     results.positions(observed.survey, shots)
     results.gathers("observed", observed.read(shots))
+    if (window := window_of(config.data.mute, observed.survey, shots, stages[-1])) is not None:
+        results.gathers("window", window)
     task = open_task(folder.path)
     start = predicted(task, models.initial, shots, threads=threads)
     results.gathers("initial", start)
@@ -119,18 +122,21 @@ def shown_shots(shots: int) -> list[int]:
     return sorted({shots * part // (SHOWN_SHOTS + 1) for part in range(1, SHOWN_SHOTS + 1)})
 
 
-def _rms_of_stages(observed: GathersStore, stages: Sequence[Stage]) -> list[float]:
-    """Root mean square of all samples in the band of each stage, read shot by shot."""
+def _rms_of_stages(observed: GathersStore, stages: Sequence[Stage], mute: MuteSettings) -> list[float]:
+    """Root mean square of all samples in the band of each stage, after the mute, read shot by shot."""
     energies: list[list[float]] = [[] for _ in stages]
     for shot in range(observed.survey.shots):
         gather = observed.read([shot])
         for stage, found in zip(stages, energies, strict=True):
             in_band = in_stage(gather, observed.survey.dt_s, stage)
+            window = window_of(mute, observed.survey, [shot], stage)
+            in_band = in_band if window is None else in_band * window
             found.append(float(np.square(in_band, dtype=np.float64).sum()))
     sums = [math.fsum(found) for found in energies]
     if 0.0 in sums:
         raise DataError(
-            f"Every sample of the observed gathers in {observed.path} is zero ({stages[sums.index(0.0)].band}); give "
-            "gathers with a signal in them."
+            f"Every sample of the observed gathers in {observed.path} is zero ({stages[sums.index(0.0)].band}"
+            + (", after data.mute); leave more of them" if mute.active else "); give gathers with a signal in them")
+            + "."
         )
     return [math.sqrt(energy / math.prod(observed.shape)) for energy in sums]

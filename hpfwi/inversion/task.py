@@ -24,12 +24,14 @@ from hpfwi.inversion.optimise import build_adam, iterations_per_pass, load_optim
 from hpfwi.inversion.parameterisation import build_parameterisation
 from hpfwi.inversion.regularise import Regulariser
 from hpfwi.inversion.signatures import cycle_skipped_share
+from hpfwi.inversion.windows import MuteSettings, weights
 from hpfwi.parallel import device_here, groups_of_shots
-from hpfwi.physics.bands import band_passed, simulator_of_band
+from hpfwi.physics.bands import band_passed, delay_s, simulator_of_band
 from hpfwi.physics.device import Device
 from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import EarthModel, water_rows
 from hpfwi.physics.simulator import Simulator
+from hpfwi.physics.survey import Survey
 from hpfwi.store.gathers import GathersStore, open_gathers
 
 if TYPE_CHECKING:
@@ -47,15 +49,16 @@ class InversionTask:
     config          of the run
     initial         the starting model
     observed        gathers to fit, with their survey
-    observed_rms    root mean square of all observed samples, Pa; residuals are counted in this unit, which keeps
-                    gradients near 1 whatever the strength of the source, as Adam's epsilon wants
+    observed_rms    root mean square of all observed samples after data.mute, Pa; residuals are counted in this unit,
+                    which keeps gradients near 1 whatever the strength of the source, as Adam's epsilon wants
     band_rms        the same below each corner of inversion.bands_hz
     device          that waves are computed on; None: as cluster.device says for this process
 
-    The misfit that is minimised is J = ½ Σ ((predicted - observed) / observed_rms)². With inversion.misfit "normalised"
-    every trace of both is brought to observed_rms first. In a stage of a band, predicted and observed gathers and their
-    rms are those of the band. Penalties of inversion.regularise are added to J's gradient once an iteration, each
-    replica for itself, in proportion to the energy that the iteration's shots are expected to have.
+    The misfit that is minimised is J = ½ Σ ((predicted - observed) / observed_rms)², both multiplied by the window of
+    data.mute; with inversion.misfit "normalised" every trace of both is then brought to observed_rms. In a stage of a
+    band, predicted and observed gathers and their rms are those of the band. Penalties of inversion.regularise are
+    added to J's gradient once an iteration, by each replica for itself, in proportion to the energy that the
+    iteration's shots are expected to have.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class InversionTask:
         assert self._velocity is not None  # begin comes first
         velocity = self._velocity.clone().requires_grad_()
         observed = self._observed_of(tuple(shots))
-        predicted = self._compared(self._listener.predict(velocity, shots))
+        predicted = self._compared(self._listener.predict(velocity, shots), shots)
         misfit = l2(predicted, observed) / self._rms**2
         (gradient,) = torch.autograd.grad(misfit, velocity)
         scalars = {
@@ -205,17 +208,27 @@ class InversionTask:
         # A worker meets the same groups again and again; reading and filtering them once is worth their memory.
         if shots not in self._cache:
             gathers = in_stage(self._observed.read(shots), self._observed.survey.dt_s, self._stage)
-            self._cache[shots] = self._compared(torch.from_numpy(gathers))
+            self._cache[shots] = self._compared(torch.from_numpy(gathers), shots)
         return self._cache[shots]
 
-    def _compared(self, gathers: torch.Tensor) -> torch.Tensor:
-        """What the misfit compares of gathers [shot, receiver, time] that are in the band of the stage."""
+    def _compared(self, gathers: torch.Tensor, shots: Sequence[int]) -> torch.Tensor:
+        """What the misfit compares of gathers [shot, receiver, time] of some shots, in the band of the stage."""
+        window = window_of(self._config.data.mute, self._observed.survey, shots, self._stage)
+        if window is not None:
+            gathers = gathers * torch.from_numpy(window)
         return equal_traces(gathers, self._rms) if self._normalised else gathers
 
 
 def in_stage(gathers: NDArray[np.float32], dt_s: float, stage: Stage) -> NDArray[np.float32]:
     """Gathers or a wavelet [..., time] in the band of a stage; raises ConfigError: a corner above Nyquist."""
     return gathers if stage.corner_hz is None else band_passed(gathers, dt_s, 0.0, stage.corner_hz)
+
+
+def window_of(mute: MuteSettings, survey: Survey, shots: Sequence[int], stage: Stage) -> NDArray[np.float32] | None:
+    """What gathers of some shots in the band of a stage are multiplied by, float32[shot, receiver, time]; None by 1."""
+    if not mute.active:
+        return None
+    return weights(mute, survey, shots, 0.0 if stage.corner_hz is None else delay_s(stage.corner_hz))
 
 
 def open_task(run: Path, *, device: Device | None = None) -> InversionTask:

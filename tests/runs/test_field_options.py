@@ -1,4 +1,4 @@
-"""Options for field records: what the normalised misfit and the smoothed gradient change in an iteration."""
+"""Options for field records: what normalised misfit, smoothed gradient, mutes and penalties change in an iteration."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import zarr
 
 from hpfwi.config import load_config
+from hpfwi.errors import DataError
+from hpfwi.experiment import build_experiment
+from hpfwi.figures import gathers as gathers_figure
+from hpfwi.figures.record import read_record
 from hpfwi.inversion.prepare import doubtful_strength
 from hpfwi.inversion.task import InversionTask
+from hpfwi.inversion.windows import weights
 from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import EarthModel
+from hpfwi.plan import derived_settings, in_brief
 from hpfwi.store.gathers import GathersStore, open_gathers, write_gathers
 
 SPIKE = (12, 20)
@@ -65,6 +73,70 @@ def test_a_smoothed_gradient_moves_the_neighbours_too_and_never_the_water(refere
     assert wide[SPIKE[0] - 2 : SPIKE[0] + 3, SPIKE[1] - 2 : SPIKE[1] + 3].all()
     assert not wide[:5].any()
     assert not moved(task_of(reference, observed, *smooth), (4, 20)).any()
+
+
+MUTE = (
+    "data.mute.after_s=0.05",
+    "data.mute.after_mps=2500.0",
+    "data.mute.taper_s=0.02",
+    "data.mute.max_offset_m=400.0",
+)
+
+
+@pytest.mark.parametrize("misfit", ["l2", "normalised"])
+def test_what_is_muted_does_not_count_in_either_gather(misfit: str, reference: Any, tmp_path: Path) -> None:
+    store = open_gathers(reference.path / "observed.zarr")
+    window = weights(load_config("demo", MUTE)[0].data.mute, store.survey, range(6))
+    assert 0.05 < window.mean() < 0.6
+    noise = np.random.default_rng(3).normal(size=store.shape).astype(np.float32)
+    write_gathers(tmp_path / "noisy.zarr", store.read(range(6)) + (window == 0) * noise, store.survey, store.wavelet)
+    noisy = open_gathers(tmp_path / "noisy.zarr")
+    pixel = (f"inversion.misfit={misfit}", "inversion.parameterisation.kind=pixel", "modelling.store_every=1")
+    found = {}
+    for options in (MUTE, ()):
+        for gathers in (store, noisy):
+            task = task_of(reference, gathers, *pixel, *options)
+            task.begin(0)
+            found[options, gathers is noisy] = task.gradient([2])
+    assert np.array_equal(found[MUTE, True][0], found[MUTE, False][0])
+    assert found[MUTE, True][1] == found[MUTE, False][1]
+    assert not np.allclose(found[(), True][0], found[(), False][0], rtol=0.1)
+    muted = task_of(reference, store, *pixel, *MUTE)
+    gradient, energies = found[MUTE, False][0], []
+    way = np.sign(gradient) * (np.abs(gradient) > 0.2 * np.abs(gradient).max())
+    for step in (4.0, -8.0):
+        muted.parameterisation.get_parameter("pixels").data += torch.from_numpy(step * way)
+        muted.begin(1)
+        energies.append(muted.gradient([2])[1]["residual_energy"])
+    assert 0.5 * (energies[0] - energies[1]) / 8.0 == pytest.approx(float((gradient * way).sum()), rel=0.01)
+
+
+def test_a_run_counts_in_units_of_what_is_left_and_shows_it(run: Any, tmp_path: Path) -> None:
+    ended = run(
+        tmp_path,
+        inversion__iterations=2,
+        **{option.split("=")[0].replace(".", "__"): option.split("=")[1] for option in MUTE},
+    )
+    store = open_gathers(ended.path / "observed.zarr")
+    window = weights(load_config("demo", MUTE)[0].data.mute, store.survey, range(6))
+    attrs: Any = zarr.open_group(ended.path / "results.zarr", mode="r").attrs
+    assert attrs["observed_rms"] == pytest.approx(
+        float(np.sqrt(np.square(window * store.read(range(6))).mean())), rel=1e-5
+    )
+    assert np.array_equal(ended.array("gathers/window"), window[ended.array("gathers/shots")])
+    picture = gathers_figure.gathers(read_record(ended.path))
+    assert picture is not None
+    assert "muted" in picture.caption
+
+
+def test_a_mute_that_leaves_nothing_is_refused(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is zero \(whole band, after data.mute\); leave more of them"):
+        run(tmp_path, data__mute__after_s=9.0)
+    rows = {row.name: row for row in derived_settings(build_experiment(load_config("demo", MUTE)[0]))}
+    assert rows["mute"].reason.endswith("traces")
+    assert not rows["mute"].warning
+    empty = derived_settings(build_experiment(load_config("demo", ["data.mute.after_s=9.0"])[0]))
+    assert any("check the times and offsets of data.mute" in line for line in in_brief(empty))
 
 
 def test_penalties_pull_in_units_of_the_misfit(reference: Any) -> None:
