@@ -4,26 +4,26 @@ import ctypes
 import functools
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
-from hpfwi_kernels.acoustic import Memory, Points, Scheme, cuda, cuda_call, cuda_on_chip, cuda_streaming, reference
-from hpfwi_kernels.acoustic.cuda_streaming_layout import PARAMS, THREADS, Operation, Repeat, Zero
-from hpfwi_kernels.acoustic.device.op import Work, forward_on_device, gradient_on_device
+from hpfwi_kernels.acoustic import Points, Scheme, cuda_call, cuda_on_chip, cuda_streaming, reference
+from hpfwi_kernels.acoustic.cuda_streaming_layout import THREADS, Operation, Repeat, Zero
 from hpfwi_kernels.acoustic.setup import Setup, fold_edges, prepare
 
 HERE = Path(__file__).parent
-# Every kernel as a function of its description and the rest of its arguments as 64-bit numbers.
+# Every kernel as what it takes and a function of pointers to that, as the driver calls one.
 HARNESS = """
 #include <map>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include "cuda_on_cpu.h"
 
 static int add_in_turn(int* sum, int more) {
@@ -34,35 +34,40 @@ static int add_in_turn(int* sum, int more) {
 #define atomicAdd add_in_turn
 #include "source.cu"
 
-using Told = %(told)s;
-using Rest = const long long*;
-static float* at(long long address) { return (float*)address; }
-static const std::map<std::string, void (*)(const Told&, Rest)> kernels = {
-%(entries)s
+// A letter for an address, an integer, a floating-point number or a structure, and its bytes.
+template <class T> std::string kind_of() {
+    const char* number = std::is_integral<T>() ? "i" : std::is_floating_point<T>() ? "f" : "s";
+    return std::string(std::is_pointer<T>() ? "p" : number) + std::to_string(sizeof(T)) + " ";
+}
+
+struct Kernel {
+    std::string takes;
+    std::function<void(void**)> call;
 };
 
-extern "C" long size_of_told() { return sizeof(Told); }
+template <class... T, size_t... N> Kernel wrapped(void (*kernel)(T...), std::index_sequence<N...>) {
+    return {(std::string() + ... + kind_of<T>()), [kernel](void** told) { kernel(*(T*)told[N]...); }};
+}
+
+template <class... T> Kernel wrapped(void (*kernel)(T...)) { return wrapped(kernel, std::index_sequence_for<T...>()); }
+
+static const std::map<std::string, Kernel> kernels = {
+%s
+};
+
+extern "C" const char* takes(const char* name) { return kernels.at(name).takes.c_str(); }
 
 extern "C" int run(
-    const char* name, const Told* told, Rest rest, unsigned blocks, unsigned many, unsigned threads, unsigned together,
-    int order
+    const char* name, void** told, unsigned blocks, unsigned many, unsigned threads, unsigned together, int order
 ) {
-    const auto kernel = kernels.at(name);
+    const auto& kernel = kernels.at(name).call;
     for (unsigned n = 0; n < many; ++n) {
         blockIdx.y = n;
-        if (!fibers::launch(blocks, threads, order, [&] { kernel(*told, rest); }, together)) return 0;
+        if (!fibers::launch(blocks, threads, order, [&] { kernel(told); }, together)) return 0;
     }
     return 1;
 }
 """
-MOVE = "at(a[0]), a[1], at(a[2]), a[3], (int)a[4]"
-ARGUMENTS = {
-    **dict.fromkeys(("to_field", "from_field", "to_packed", "from_packed"), MOVE),
-    **dict.fromkeys(("begin_call", "first_ring"), "at(a[0]), (int)a[1]"),
-    **dict.fromkeys(("tile_count", "on_chip"), ""),
-    "tile_fill": "(int*)a[0]",
-}
-"""After the description, by kernel; one number of all others."""
 
 
 def library_of(harness: str, folder: Path) -> ctypes.CDLL:
@@ -79,7 +84,7 @@ def library_of(harness: str, folder: Path) -> ctypes.CDLL:
 
 @dataclass
 class Processor:
-    """Runs the acoustic kernels' launches; an instance that has not been compiled is, with its transpose."""
+    """Runs kernels' launches; an instance of the acoustic ones that has not been compiled is, with its transpose."""
 
     folder: Path
     edit: Callable[[str], str] = str
@@ -87,32 +92,38 @@ class Processor:
     libraries: dict[str, ctypes.CDLL] = field(default_factory=dict)
 
     def compile(self, kernels: set[str]) -> None:
-        """Template instances of one source, together."""
+        """Template instances of one of the acoustic sources, together."""
         on_chip = any(name.startswith("on_chip") for name in kernels)
         dimensions = 3 if any("_3d<" in name for name in kernels) else 2
-        text = cuda_on_chip.source() if on_chip else cuda_streaming.source(dimensions)
-        entries = []
-        for name in sorted(kernels):
-            rest = ARGUMENTS.get(name.split("<")[0], "(int)a[0]")
-            entries.append(f'{{"{name}", [](const Told& told, Rest a) {{ {name}(told{", " * bool(rest)}{rest}); }}}},')
+        self.build(cuda_on_chip.source() if on_chip else cuda_streaming.source(dimensions), kernels)
+
+    def build(self, code: str, kernels: set[str]) -> None:
+        """Instances of a source, together."""
         place = self.folder / str(len(set(self.libraries.values())))
         place.mkdir()
-        (place / "source.cu").write_text(self.edit(text))
-        told = "Call" if on_chip else "Params"
-        library = library_of(HARNESS % {"told": told, "entries": "\n".join(entries)}, place)
-        assert library.size_of_told() == (cuda_on_chip.CALL if on_chip else PARAMS).itemsize
+        (place / "source.cu").write_text(self.edit(code))
+        library = library_of(HARNESS % "\n".join(f'{{"{name}", wrapped({name})}},' for name in sorted(kernels)), place)
+        library.takes.restype = ctypes.c_char_p
         self.libraries |= dict.fromkeys(kernels, library)
+
+    def takes(self, name: str) -> list[str]:
+        """A kernel's arguments in order: p, i, f or s and bytes, for an address, a number or a structure."""
+        return str(self.libraries[name].takes(name.encode()).decode()).split()
 
     def run_on_chip(self, launch: cuda_on_chip.Launch, order: int = 0) -> bool:
         """Whether all threads came to the same barriers."""
-        if launch.kernel not in self.libraries:
-            kind = launch.kernel.replace("ADJOINT", "FORWARD")
-            self.compile({launch.kernel, *([kind, kind.replace("FORWARD", "ADJOINT")] if self.adjoint else [])})
+        self.require(launch.kernel)
         address, count = launch.zero
         ctypes.memset(address, 0, count)
         assert launch.shared_bytes <= 4 * (1 << 16)
         together = {"block": 1, "cluster": launch.cluster, "grid": launch.grid}[launch.team]
-        return self._run(launch.kernel, launch.call, (), (launch.grid, 1), launch.threads, together, order)
+        return self.run(launch.kernel, (launch.call,), (launch.grid, 1), launch.threads, together, order)
+
+    def require(self, kernel: str) -> None:
+        """Compile an acoustic kernel on chip, if it is not."""
+        if kernel not in self.libraries:
+            kind = kernel.replace("ADJOINT", "FORWARD")
+            self.compile({kernel, *([kind, kind.replace("FORWARD", "ADJOINT")] if self.adjoint else [])})
 
     def run_streaming(self, program: list[Operation], order: int = 0) -> None:
         """Operations in order, a repeated period launch by launch."""
@@ -126,17 +137,23 @@ class Processor:
                 continue
             for _ in range(operation.times if isinstance(operation, Repeat) else 1):
                 for one in cuda_streaming.launches_of(operation):
-                    rest = tuple(int(number) for number in one.typed())
-                    assert self._run(one.kernel, one.params, rest, one.blocks, THREADS, 1, order), one.kernel
+                    assert self.run(one.kernel, (one.params, *one.typed()), one.blocks, THREADS, 1, order), one.kernel
 
-    def _run(
-        self, name: str, told: NDArray, rest: tuple[int, ...], blocks: tuple[int, int], threads: int, together: int,
-        order: int,
-    ) -> bool:  # fmt: skip
-        numbers = (ctypes.c_longlong * 8)(*rest)
-        description = ctypes.c_void_p(told.ctypes.data)
-        library = self.libraries[name]
-        return bool(library.run(name.encode(), description, numbers, *blocks, threads, together, order))
+    def require_taken(self, name: str, arguments: Sequence[Any]) -> None:
+        """Raise TypeError where NumPy numbers and structures are not what a compiled kernel takes."""
+        wanted = self.takes(name)
+        kinds = [f"{'s' if one.dtype.names else one.dtype.kind.replace('u', 'i')}{one.itemsize}" for one in arguments]
+        if kinds != [kind.replace("p", "i") for kind in wanted]:
+            raise TypeError(f"{name} takes {wanted} and is launched with {kinds}")
+
+    def run(
+        self, name: str, arguments: Sequence[Any], blocks: tuple[int, int], threads: int, together: int, order: int
+    ) -> bool:
+        """Launch a compiled kernel with what it takes."""
+        self.require_taken(name, arguments)
+        held = [np.asarray(argument) for argument in arguments]
+        pointers = (ctypes.c_void_p * len(held))(*(one.ctypes.data for one in held))
+        return bool(self.libraries[name].run(name.encode(), pointers, *blocks, threads, together, order))
 
 
 def filled(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray:
@@ -221,37 +238,3 @@ def distance(found: Any, right: Any) -> float:
     one, other = (np.asarray(array, np.float64) for array in (found, right))
     assert one.shape == other.shape
     return float(np.linalg.norm(one - other) / np.linalg.norm(other))
-
-
-def operation_on(
-    processor: Processor,
-    survey: Survey,
-    memory: Memory,
-    limits: cuda.Limits,
-    *,
-    order: int = 3,
-    gradient: bool = True,
-) -> tuple[NDArray, ...]:
-    """Records [shot, receiver, step], and the gradients of velocity and wavelet of half their sum of squares, as the
-    torch operation computes them on a GPU of these limits."""
-
-    def on_chip(launch: cuda_on_chip.Launch, *_: int) -> None:
-        assert processor.run_on_chip(launch, order)
-
-    def streaming(program: list[Operation], *_: int) -> None:
-        processor.run_streaming(program, order)
-
-    velocity, wavelet = (torch.tensor(array, dtype=torch.float32) for array in (survey.velocity, survey.wavelet))
-    work = Work(survey.scheme, memory, survey.sources, survey.receivers)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "_run", on_chip)
-        patch.setattr(cuda_streaming, "_run", streaming)
-        patch.setattr(cuda, "limits_of", lambda _: limits)
-        patch.setattr(cuda_streaming, "ALIGNMENT_BYTES", 64)  # what torch gives on a processor
-        torch.use_deterministic_algorithms(True)  # which fills memory that nobody has written with NaN
-        try:
-            records, kept = forward_on_device(velocity, wavelet, work, store=gradient)
-            gradients = gradient_on_device(kept, records, velocity, wavelet, work) if gradient else ()
-        finally:
-            torch.use_deterministic_algorithms(False)
-    return tuple(tensor.numpy() for tensor in (records, *gradients))

@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from hpfwi_kernels.acoustic import Memory, Scheme, cuda, cuda_on_chip, off_grid
 from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem
 from hpfwi_kernels.acoustic.cuda_on_chip import Plan, Run
-from tests.kernels.cuda_on_cpu import Processor, Survey, distance, filled, operation_on, right_answers
+from hpfwi_kernels.acoustic.device import op as device_op
+from hpfwi_kernels.acoustic.device.op import Work
+from tests.kernels.cuda_on_cpu import Processor, Survey, distance, filled, right_answers
+from tests.kernels.cupy_on_cpu import SHARED_UNASKED, device_on, operation_on
 
 STEPS = 30
 SHOTS = 2
@@ -279,3 +283,23 @@ def test_a_field_run_backwards_on_a_device(
     edge = scheme.radius + 1
     inside = (slice(1 if scheme.free_surface else edge, -edge), slice(edge, -edge))
     assert 0 < distance(velocity[inside], right[1][inside]) < 1e-5
+
+
+def test_a_smaller_model_in_between_leaves_a_larger_one_its_memory(processor: Processor) -> None:
+    """The same instance is launched with more shared memory, with less, and with as much again."""
+    limits = cuda.Limits("a test", 2, 99 * 1024, clusters=False)
+    asked = []
+    with device_on(processor, limits, 0) as gpus:
+        for shape in ((68, 64), (60, 58), (68, 64)):
+            work = survey(case(), shape=shape)
+            chosen = cuda.choose(work.problem, limits, gradient=False).plan
+            assert chosen is not None
+            asked.append(cuda_on_chip.shared_bytes(work.problem, chosen, "forward"))
+            velocity = torch.tensor(work.velocity, dtype=torch.float32)
+            wavelet = torch.zeros(work.wavelet.shape)[..., :1]
+            device_op.forward_on_device(
+                velocity, wavelet, Work(work.scheme, Memory(), work.sources, work.receivers), store=False
+            )
+    large, small, again = asked
+    assert SHARED_UNASKED < small < large == again
+    assert len({what for *_, what in gpus.done}) == 1

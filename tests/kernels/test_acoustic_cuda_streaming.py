@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hpfwi_kernels.acoustic import Memory, Scheme, cuda, cuda_streaming_layout, off_grid
-from tests.kernels.cuda_on_cpu import Processor, Survey, distance, operation_on, right_answers
+from hpfwi_kernels.acoustic import Memory, Scheme, cuda, cuda_streaming, cuda_streaming_layout, off_grid
+from tests.kernels.cuda_on_cpu import Processor, Survey, distance, right_answers
+from tests.kernels.cupy_on_cpu import operation_on
 
-STREAMS = cuda.Limits("a test", 1, 0, clusters=False)
-"""What leaves nothing but streaming to a 2-D model."""
+LIMITS = cuda.Limits("a test", 132, 99 * 1024, clusters=False)
 # In 2-D with one tile that no layer touches, in the middle.
 SHAPES = {2: (70, 266), 3: (9, 17, 21)}
 SMALL = (29, 45)
@@ -53,7 +53,7 @@ def survey_of(
 
 def streamed(processor: Processor, survey: Survey, memory: Memory | None = None, **how: Any) -> tuple[NDArray, ...]:
     """Records and both gradients from the kernels."""
-    return operation_on(processor, survey, memory or Memory(), STREAMS, **({"order": 0} | how))
+    return operation_on(processor, survey, memory or Memory(), LIMITS, streams=True, **({"order": 0} | how))
 
 
 def require_the_reference(found: tuple[NDArray, ...], survey: Survey) -> None:
@@ -72,9 +72,8 @@ def kernels_of(dimensions: int) -> set[str]:
     for way in ("forward", "back"):
         names |= {f"{way}_{dimensions}d<2, SPONGE, {keep}>" for keep in ("FULL", "NOTHING")}
         names |= {f"{way}_{dimensions}d<2, CPML, {keep}>" for keep in ("NOTHING", "HALF")}
-    names |= {f"{move}<{r}>" for move in ("to_packed", "from_packed", "first_ring") for r in (1, 2, 3, 4)}
     names |= {f"rewind_{dimensions}d<2, {counts}>" for counts in ("true", "false")}
-    return names | {"to_field", "from_field", "begin_call", "tile_count", "tile_scan", "tile_fill"}
+    return names.union(*(cuda_streaming.once_per_call(radius) for radius in (1, 2, 3, 4)))
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +228,7 @@ def test_what_is_broken_is_seen(name: str, tmp_path: Path) -> None:
     survey = survey_of(dimensions, shape={2: (45, 150), 3: (4, 33, 6)}[dimensions], samples=20)
     expected = right_answers(survey)[0]
     broken = Processor(tmp_path, edit)
+    broken.compile({f"forward_{dimensions}d<2, CPML, NOTHING>", *cuda_streaming.once_per_call(2)})
     with np.errstate(all="ignore"):
         results = [streamed(broken, survey, order=order, gradient=False)[0] for order in (0, 1)]
     assert max(distance(np.nan_to_num(result, nan=1e30), expected) for result in results) > 1e-3

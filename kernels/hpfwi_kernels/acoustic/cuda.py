@@ -14,6 +14,7 @@ from hpfwi_kernels.acoustic import cuda_on_chip, cuda_streaming
 from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem
 from hpfwi_kernels.acoustic.cuda_on_chip import CLUSTER_SIZES, Launch, Plan, Run
 from hpfwi_kernels.errors import KernelError
+from hpfwi_kernels.gpu import available, compiled, launching_on
 
 LEAST_ROWS = 8
 """Rows of a band below which more blocks per shot gain nothing: a step then waits for its barrier."""
@@ -44,16 +45,6 @@ class Choice:
     teams: int
     """Shots at a time in a launch of L; all of them otherwise."""
     reason: str
-
-
-@functools.cache
-def available() -> bool:
-    """Whether CuPy is installed and finds a GPU."""
-    try:
-        import cupy
-    except ImportError:
-        return False
-    return bool(cupy.cuda.is_available())
 
 
 @functools.cache
@@ -245,11 +236,11 @@ def _kib(count: int) -> str:
 def _run(launch: Launch, device: int, stream: int) -> None:
     import cupy
 
-    with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream):
-        kernel = _kernel(device, launch.kernel, launch.cluster, launch.shared_bytes)
+    with launching_on(device, stream) as queue:
+        kernel = _kernel(device, launch.kernel, launch.cluster)
         address, count = launch.zero
         if count:
-            cupy.cuda.runtime.memsetAsync(address, 0, count, stream)
+            cupy.cuda.runtime.memsetAsync(address, 0, count, queue.ptr)
         cooperative = launch.team == "grid"
         if cooperative:
             _require_resident(kernel, launch, device)
@@ -257,16 +248,10 @@ def _run(launch: Launch, device: int, stream: int) -> None:
 
 
 @functools.cache
-def _kernel(device: int, name: str, cluster: int, shared_bytes: int) -> Any:
-    """The compiled instance, once per GPU; CuPy keeps the machine code on disk."""
-    import cupy
-
-    options = ("--std=c++17", *((f"-DCLUSTER_BLOCKS={cluster}",) if cluster > 1 else ()))
-    module = cupy.RawModule(code=cuda_on_chip.source(), options=options, name_expressions=(name,))
-    kernel = module.get_function(name)
-    if shared_bytes > 48 * 1024:
-        kernel.max_dynamic_shared_size_bytes = shared_bytes
-    return kernel
+def _kernel(device: int, name: str, cluster: int) -> Any:
+    """An instance, compiled once per GPU."""
+    options = (f"-DCLUSTER_BLOCKS={cluster}",) if cluster > 1 else ()
+    return compiled(cuda_on_chip.source(), (name,), options)[name]
 
 
 def _require_resident(kernel: Any, launch: Launch, device: int) -> None:

@@ -26,6 +26,7 @@ from hpfwi_kernels.acoustic.cuda_streaming_layout import (
     Zero,
 )
 from hpfwi_kernels.errors import ModelError
+from hpfwi_kernels.gpu import compiled, launching_on
 
 HERE = Path(__file__).parent
 PARTS = ("cuda_streaming.cuh", "cuda_streaming_layers.cuh", "cuda_streaming_moves.cu")
@@ -165,27 +166,25 @@ def _require_workspace(address: int, count: int) -> None:
 
 
 def source(dimensions: int) -> str:
-    """The CUDA C++ of a number of dimensions in one text, for a compiler that is given no files."""
-    texts = [(HERE / name).read_text("utf-8") for name in (*PARTS, f"cuda_streaming_{dimensions}d.cu")]
+    """The CUDA C++ of a number of dimensions in one text, for a compiler that is given no files; 0: no steps."""
+    steps = (f"cuda_streaming_{dimensions}d.cu",) if dimensions else ()
+    texts = [(HERE / name).read_text("utf-8") for name in (*PARTS, *steps)]
     return "\n".join(re.sub(r'#include "cuda_streaming.*"|#pragma once', "", text) for text in texts)
 
 
 def _run(program: list[Operation], device: int, stream: int) -> None:
     import cupy
 
-    with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device) as queue:
-        names = frozenset(launch.kernel for operation in program for launch in launches_of(operation))
-        dimensions = 3 if any("_3d<" in name for name in names) else 2
-        functions = _functions(device, dimensions, names)
+    with launching_on(device, stream) as queue:
         for operation in program:
             if isinstance(operation, Zero):
                 cupy.cuda.runtime.memsetAsync(operation.address, 0, operation.count, queue.ptr)
                 continue
             # The first period of many runs launch by launch: what is captured must have been loaded.
             for launch in launches_of(operation):
-                _enqueue(functions[launch.kernel], launch)
+                _enqueue(device, launch)
             if isinstance(operation, Repeat) and operation.times > 1:
-                graph = _graph(device, dimensions, names, _Period(operation.launches))
+                graph = _graph(device, _Period(operation.launches))
                 for _ in range(operation.times - 1):
                     graph.launch(stream=queue)
 
@@ -197,8 +196,9 @@ def launches_of(operation: Operation) -> tuple[Launch, ...]:
     )
 
 
-def _enqueue(function: Any, launch: Launch) -> None:
+def _enqueue(device: int, launch: Launch) -> None:
     # Addresses and strides are 64 bits wide in the kernels, everything else is an int: their signatures say which.
+    function = _function(device, launch.kernel, 2 if launch.params["flat"][0] else 3, int(launch.params["radius"][0]))
     function(launch.blocks, (THREADS,), (launch.params, *launch.typed()), shared_mem=launch.shared_bytes)
 
 
@@ -217,22 +217,31 @@ class _Period:
 
 
 @functools.lru_cache(maxsize=64)
-def _graph(device: int, dimensions: int, names: frozenset[str], period: _Period) -> Any:
+def _graph(device: int, period: _Period) -> Any:
     """The period as a CUDA graph. Calls with the same addresses, as torch's allocator gives them, share one."""
     import cupy
 
-    functions = _functions(device, dimensions, names)
     with cupy.cuda.Stream(non_blocking=True) as side:
         side.begin_capture()
         for launch in period.launches:
-            _enqueue(functions[launch.kernel], launch)
+            _enqueue(device, launch)
         return side.end_capture()
 
 
 @functools.cache
-def _functions(device: int, dimensions: int, names: frozenset[str]) -> dict[str, Any]:
-    """Compiled kernels by name; CuPy keeps the machine code on disk."""
-    import cupy
+def _function(device: int, name: str, dimensions: int, radius: int) -> Any:
+    """A kernel, compiled once per GPU: a step alone, which takes a second, and what runs once per call together."""
+    if name in once_per_call(radius):
+        return _once_per_call(device, radius)[name]
+    return compiled(source(dimensions), (name,))[name]
 
-    module = cupy.RawModule(code=source(dimensions), options=("--std=c++17",), name_expressions=tuple(sorted(names)))
-    return {name: module.get_function(name) for name in names}
+
+@functools.cache
+def _once_per_call(device: int, radius: int) -> dict[str, Any]:
+    return compiled(source(0), once_per_call(radius))
+
+
+def once_per_call(radius: int) -> tuple[str, ...]:
+    """The kernels that prepare a call and bring its state in and out."""
+    moves = ("to_field", "from_field", "begin_call", "tile_count", "tile_scan", "tile_fill")
+    return (*moves, *(f"{name}<{radius}>" for name in ("to_packed", "from_packed", "first_ring")))

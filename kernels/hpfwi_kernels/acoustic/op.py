@@ -226,13 +226,15 @@ def _(kept: Tensor, record_gradient: Tensor, velocity: Tensor, wavelet: Tensor, 
 
 
 @_acoustic.register_kernel("cuda")
-def _(velocity: Tensor, wavelet: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _acoustic_on_gpu(velocity: Tensor, wavelet: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *settings, _, store = rest
     with torch.cuda.device(velocity.device):
         return forward_on_device(velocity, wavelet, work_of(*settings), store=store)
 
 
 @_acoustic_gradient.register_kernel("cuda")
-def _(kept: Tensor, record_gradient: Tensor, velocity: Tensor, wavelet: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _acoustic_gradient_on_gpu(
+    kept: Tensor, record_gradient: Tensor, velocity: Tensor, wavelet: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
     with torch.cuda.device(velocity.device):
         return gradient_on_device(kept, record_gradient, velocity, wavelet, work_of(*rest[:-1]))

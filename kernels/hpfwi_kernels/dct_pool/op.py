@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,9 +9,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpfwi_kernels.dct_pool import cpu
+from hpfwi_kernels.dct_pool import cpu, cuda
 from hpfwi_kernels.dct_pool.tables import cosine
 from hpfwi_kernels.errors import KernelError
+from hpfwi_kernels.gpu import available
 
 Frequencies = Sequence[tuple[int, int]]
 
@@ -35,29 +35,21 @@ def multi_frequency_pool(x: Tensor, frequencies: Frequencies, side: int) -> tupl
         raise KernelError("frequencies is empty; give at least one pair, such as published_frequencies(side).")
     if not all(0 <= index < side for pair in frequencies for index in pair):
         raise KernelError(f"A frequency of {list(frequencies)} does not exist for side={side}: give 0 to {side - 1}.")
-    if not compiled(x):
+    if not compiled(x, frequencies, side):
         return eager_multi_frequency_pool(x, frequencies, side)
     flat = [index for pair in frequencies for index in pair]
     mean, high, low, _ = _pool(x, flat, side, torch.is_grad_enabled() and x.requires_grad)
     return mean, high, low
 
 
-def compiled(x: Tensor) -> bool:
-    """Whether x's device has a compiled kernel; elsewhere torch's own operations do the work."""
-    return x.device.type == "cpu" or (x.is_cuda and _gpu_is_usable())
+def compiled(x: Tensor, frequencies: Frequencies, side: int) -> bool:
+    """Whether x's device has a compiled kernel for it; elsewhere torch's own operations do the work."""
+    return x.device.type == "cpu" or (x.is_cuda and cuda.takes(frequencies, side) and _gpu_is_usable())
 
 
 @torch.compiler.assume_constant_result  # a compiler is not to follow what looks for a GPU
 def _gpu_is_usable() -> bool:
-    return bool(_gpu().available())
-
-
-@functools.cache
-def _gpu() -> ModuleType:
-    """The CUDA implementation; importing it costs a tenth of a second that a machine without a GPU need not spend."""
-    from hpfwi_kernels.dct_pool import cuda
-
-    return cuda
+    return available()
 
 
 def _array(tensor: Tensor) -> NDArray:
@@ -79,23 +71,43 @@ def _pool(x: Tensor, frequencies: Sequence[int], side: int, positions: bool) -> 
 
 
 @_pool.register_kernel("cuda")
-def _(x: Tensor, frequencies: Sequence[int], side: int, positions: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    planes = _planes(x)
+def _pool_on_gpu(
+    x: Tensor, frequencies: Sequence[int], side: int, positions: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    precision = x.dtype if x.dtype == torch.float64 else torch.float32
+    planes = x.detach().to(precision).contiguous()
     mean, high, low = (planes.new_empty(x.shape[:2]) for _ in range(3))
     count = len(frequencies) // 2
     cells = planes.new_empty((*x.shape[:2], 2, count) if positions else (0, 2, count), dtype=torch.int32)
-    with torch.cuda.device(x.device):
-        _gpu().forward(
-            planes, _pairs(frequencies), side, mean.view(-1), high.view(-1), low.view(-1), cells.view(-1, 2, count),
-            stream=torch.cuda.current_stream().cuda_stream, gpu=torch.cuda.current_device(),
-        )  # fmt: skip
+    call = _call(planes, frequencies, side)
+    shared = call.pop("tables")
+    cuda.forward(
+        planes.data_ptr(), shared.data_ptr(), mean.data_ptr(), high.data_ptr(), low.data_ptr(), cells.data_ptr(), **call
+    )
     return mean.to(x.dtype), high.to(x.dtype), low.to(x.dtype), cells
 
 
-def _planes(x: Tensor) -> Tensor:
-    """x as [plane, row, column] in a precision that the kernels have."""
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    return wide.detach().contiguous().flatten(0, 1)
+def _call(planes: Tensor, frequencies: Sequence[int], side: int) -> dict[str, Any]:
+    """What every launch on the GPU is told about planes [sample, channel, row, column], and the tables' memory."""
+    told = {
+        "shape": tuple(planes.shape[2:]),
+        "frequencies": tuple(_pairs(frequencies)),
+        "side": side,
+        "dtype": str(planes.dtype).removeprefix("torch."),
+    }
+    return told | {
+        "tables": _tables_on(planes.device, **told),
+        "planes": planes.shape[0] * planes.shape[1],
+        "device": planes.device.index,
+        "stream": torch.cuda.current_stream(planes.device).cuda_stream,
+    }
+
+
+@functools.lru_cache(maxsize=32)
+def _tables_on(
+    device: torch.device, *, shape: tuple[int, int], frequencies: tuple[tuple[int, int], ...], side: int, dtype: str
+) -> Tensor:
+    return torch.from_numpy(cuda.tables(shape, frequencies, side, dtype)).to(device)
 
 
 @_pool.register_fake
@@ -126,19 +138,21 @@ def _pool_gradient(
 
 
 @_pool_gradient.register_kernel("cuda")
-def _(
+def _pool_gradient_on_gpu(
     positions: Tensor, frequencies: Sequence[int], side: int, rows: int, columns: int, mean: Tensor, high: Tensor,
     low: Tensor,
 ) -> Tensor:  # fmt: skip
-    precision = mean.dtype if mean.dtype in (torch.float32, torch.float64) else torch.float32
-    parts = [part.to(precision).contiguous().view(-1) for part in (mean, high, low)]
-    out = mean.new_empty((mean.numel(), rows, columns), dtype=precision)
-    with torch.cuda.device(mean.device):
-        _gpu().gradient(
-            out, positions.contiguous().flatten(0, 1), _pairs(frequencies), side, *parts,
-            stream=torch.cuda.current_stream().cuda_stream, gpu=torch.cuda.current_device(),
-        )  # fmt: skip
-    return out.view(*mean.shape, rows, columns).to(mean.dtype)
+    precision = mean.dtype if mean.dtype == torch.float64 else torch.float32
+    from_mean, from_high, from_low = (part.detach().to(precision).contiguous() for part in (mean, high, low))
+    cells = positions.contiguous()
+    out = mean.new_empty((*mean.shape, rows, columns), dtype=precision)
+    call = _call(out, frequencies, side)
+    shared = call.pop("tables")
+    cuda.gradient(
+        out.data_ptr(), shared.data_ptr(), from_mean.data_ptr(), from_high.data_ptr(), from_low.data_ptr(),
+        cells.data_ptr(), **call,
+    )  # fmt: skip
+    return out.to(mean.dtype)
 
 
 @_pool_gradient.register_fake

@@ -1,13 +1,16 @@
 """The CUDA implementation: one Haar level, float32 or bfloat16 maps, float32 filters and sums, compiled by CuPy.
 
-Memory is the caller's: arguments are addresses on the current GPU, and everything runs in the caller's stream.
+Memory is the caller's: arguments are addresses on GPU number `device`, and everything runs in the caller's stream.
 """
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from hpfwi_kernels.gpu import compiled, launching_on
 
 SOURCE = Path(__file__).with_name("wavelet_convolution.cu")
 SIDES = (3, 5)
@@ -54,16 +57,6 @@ def tile_of(rows: int, columns: int, channels: int) -> Tile:
     return Tile(rows, columns, tile_rows, -(-cell_columns // across), down, across, channels)
 
 
-@functools.cache
-def available() -> bool:
-    """Whether CuPy is installed and finds a GPU."""
-    try:
-        import cupy
-    except ImportError:
-        return False
-    return bool(cupy.cuda.is_available())
-
-
 def forward(
     x: int,
     base: int,
@@ -74,6 +67,7 @@ def forward(
     shape: tuple[int, int, int, int],
     k: int,
     dtype: str,
+    device: int,
     stream: int,
 ) -> None:
     """Fill y from x [sample, channel, row, column] of `dtype` 'float32' or 'bfloat16'.
@@ -83,9 +77,8 @@ def forward(
     """
     samples, channels, rows, columns = shape
     tile = tile_of(rows, columns, channels)
-    kernel = _kernel(f"forward<{PIXEL_TYPES[dtype]}, {k}>", tile.shared_bytes(k, gradient=False))
-    _launch(kernel, samples * channels * tile.tiles, tile.shared_bytes(k, gradient=False), stream,
-            (*map(np.uint64, (x, base, bias, bands, y)), *map(np.int32, tile)))  # fmt: skip
+    name, shared = f"forward<{PIXEL_TYPES[dtype]}, {k}>", tile.shared_bytes(k, gradient=False)
+    _launch(name, samples * channels * tile.tiles, shared, device, stream, (x, base, bias, bands, y), tile)
 
 
 def gradient_terms(shape: tuple[int, int, int, int], k: int) -> tuple[int, int]:
@@ -96,17 +89,15 @@ def gradient_terms(shape: tuple[int, int, int, int], k: int) -> tuple[int, int]:
 
 def filter_gradient(
     x: int, y_gradient: int, partial: int, total: int, *, shape: tuple[int, int, int, int], k: int, dtype: str,
-    stream: int,
+    device: int, stream: int,
 ) -> None:  # fmt: skip
     """Fill total [channel, terms]: the gradients of base [k, k], bands [4, k, k] and bias; partial is work space."""
     samples, channels, rows, columns = shape
     tile, terms = tile_of(rows, columns, channels), 5 * k * k + 1
-    shared = tile.shared_bytes(k, gradient=True)
-    kernel = _kernel(f"filter_gradient<{PIXEL_TYPES[dtype]}, {k}>", shared)
-    _launch(kernel, samples * channels * tile.tiles, shared, stream,
-            (*map(np.uint64, (x, y_gradient, partial)), *map(np.int32, tile)))  # fmt: skip
-    _launch(_kernel("sum_partials", 0), -(-channels * terms // THREADS), 0, stream,
-            (*map(np.uint64, (partial, total)), *map(np.int32, (samples, channels, tile.tiles, terms))))  # fmt: skip
+    name, shared = f"filter_gradient<{PIXEL_TYPES[dtype]}, {k}>", tile.shared_bytes(k, gradient=True)
+    _launch(name, samples * channels * tile.tiles, shared, device, stream, (x, y_gradient, partial), tile)
+    sizes = samples, channels, tile.tiles, terms
+    _launch("sum_partials", -(-channels * terms // THREADS), 0, device, stream, (partial, total), sizes)
 
 
 def names() -> tuple[str, ...]:
@@ -117,29 +108,14 @@ def names() -> tuple[str, ...]:
 
 
 @functools.cache
-def _module(device: int) -> Any:
-    """The compiled source, once per GPU; CuPy keeps the machine code on disk."""
-    import cupy
-
-    return cupy.RawModule(code=SOURCE.read_text("utf-8"), options=("--std=c++17",), name_expressions=names())
+def _kernels(device: int) -> dict[str, Any]:
+    """The compiled source, once per GPU."""
+    return compiled(SOURCE.read_text("utf-8"), names())
 
 
-@functools.cache
-def _prepared(device: int, name: str, shared: int) -> Any:
-    kernel = _module(device).get_function(name)
-    if shared > kernel.max_dynamic_shared_size_bytes:
-        kernel.max_dynamic_shared_size_bytes = shared
-    return kernel
-
-
-def _kernel(name: str, shared: int) -> Any:
-    import cupy
-
-    return _prepared(cupy.cuda.Device().id, name, shared)
-
-
-def _launch(kernel: Any, blocks: int, shared: int, stream: int, arguments: tuple[Any, ...]) -> None:
-    import cupy
-
-    with cupy.cuda.ExternalStream(stream):
-        kernel((blocks,), (THREADS,), arguments, shared_mem=shared)
+def _launch(
+    name: str, blocks: int, shared: int, device: int, stream: int, addresses: tuple[int, ...], numbers: Iterable[int]
+) -> None:
+    arguments = (*map(np.uint64, addresses), *map(np.int32, numbers))
+    with launching_on(device, stream):
+        _kernels(device)[name]((blocks,), (THREADS,), arguments, shared_mem=shared)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpfwi_kernels.errors import KernelError
+from hpfwi_kernels.gpu import available
 from hpfwi_kernels.haar import cpu, cuda
 from hpfwi_kernels.haar.filtering import SIDES
 from hpfwi_kernels.haar.filters import Filters, filters
@@ -112,7 +113,7 @@ def compiled(x: Tensor, k: int | None = None, levels: int = 1, wavelet: str = "h
 
 @torch.compiler.assume_constant_result  # a compiler is not to follow what looks for a GPU
 def _gpu_is_usable() -> bool:
-    return cuda.available()
+    return available()
 
 
 def _require_fitting(x: Tensor, base_weight: Tensor, base_bias: Tensor | None, band_weights: Sequence[Tensor]) -> None:
@@ -148,26 +149,25 @@ def _convolution(x: Tensor, base: Tensor, bias: Tensor | None, bands: Tensor, wa
 
 
 @_convolution.register_kernel("cuda")
-def _(x: Tensor, base: Tensor, bias: Tensor | None, bands: Tensor, wavelet: str) -> Tensor:
-    return _convolved(x.contiguous(), base.contiguous(), bias, bands.contiguous())
+def _convolution_on_gpu(x: Tensor, base: Tensor, bias: Tensor | None, bands: Tensor, wavelet: str) -> Tensor:
+    offset = None if bias is None else bias.contiguous()
+    return _convolved(x.contiguous(), base.contiguous(), offset, bands.contiguous())
 
 
 def _convolved(x: Tensor, base: Tensor, bias: Tensor | None, bands: Tensor) -> Tensor:
     """One Haar level on the GPU; every tensor contiguous."""
     y = torch.empty_like(x)
-    with torch.cuda.device(x.device):
-        cuda.forward(
-            x.data_ptr(), base.data_ptr(), 0 if bias is None else bias.data_ptr(), bands.data_ptr(), y.data_ptr(),
-            **_launch(x, base),
-        )  # fmt: skip
+    cuda.forward(
+        x.data_ptr(), base.data_ptr(), 0 if bias is None else bias.data_ptr(), bands.data_ptr(), y.data_ptr(),
+        **_launch(x, base),
+    )  # fmt: skip
     return y
 
 
 def _launch(x: Tensor, base: Tensor) -> dict[str, Any]:
-    """What every launch on the GPU is told; the stream is that of the current device."""
-    dtype = str(x.dtype).removeprefix("torch.")
-    stream = torch.cuda.current_stream().cuda_stream
-    return {"shape": tuple(x.shape), "k": base.shape[-1], "dtype": dtype, "stream": stream}
+    """What every launch on the GPU is told."""
+    place = {"device": x.device.index, "stream": torch.cuda.current_stream(x.device).cuda_stream}
+    return {"shape": tuple(x.shape), "k": base.shape[-1], "dtype": str(x.dtype).removeprefix("torch."), **place}
 
 
 @_convolution.register_fake
@@ -195,7 +195,7 @@ def _convolution_gradient(
 
 
 @_convolution_gradient.register_kernel("cuda")
-def _(
+def _convolution_gradient_on_gpu(
     x: Tensor, base: Tensor, bands: Tensor, gradient: Tensor, wavelet: str, wants_x: bool, wants_weights: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, gradient = x.contiguous(), gradient.to(x.dtype).contiguous()
@@ -207,10 +207,7 @@ def _(
         return x_gradient, base.new_empty((0,)), base.new_empty((0,)), bands.new_empty((0,))
     space, terms = cuda.gradient_terms((x.shape[0], channels, x.shape[2], x.shape[3]), k)
     partial, total = base.new_empty(space), base.new_empty((channels, terms))
-    with torch.cuda.device(x.device):
-        cuda.filter_gradient(
-            x.data_ptr(), gradient.data_ptr(), partial.data_ptr(), total.data_ptr(), **_launch(x, base)
-        )
+    cuda.filter_gradient(x.data_ptr(), gradient.data_ptr(), partial.data_ptr(), total.data_ptr(), **_launch(x, base))
     area = k * k
     # Copies: the results of an op may not share memory.
     base_gradient, bias_gradient = total[:, :area].clone(), total[:, -1].clone()
