@@ -175,9 +175,12 @@ def _make(
     more: str,
 ) -> None:
     """Make the pairs of a source of maps, and say what came out."""
+    from hpfwi.parallel import placed
+    from hpfwi.physics.device import usable_gpus
     from hpfwi.synthetic.dataset import begin_dataset
     from hpfwi.synthetic.dataset import generate as generate_pairs
 
+    on_gpu = placed(cluster, usable_gpus()).device == "cuda"
     with resumable() as command:
         writer = begin_dataset(
             out,
@@ -186,10 +189,10 @@ def _make(
             compression=compress.value,
             shard_samples=shard_samples,
             resume_with=command,
-            on_gpu=cluster.device == "cuda",
+            on_gpu=on_gpu,
         )
         todo = sum(map(len, writer.missing()))
-        typer.echo(f"{what}, {source.samples - todo} of them whole{more}{' on GPUs' * (cluster.device == 'cuda')}")
+        typer.echo(f"{what}, {source.samples - todo} of them whole{more}{' on GPUs' * on_gpu}")
         begin = time.monotonic()
         with progress_of("samples") as progress:
             store = generate_pairs(writer, source, cluster, progress=progress, say=typer.echo)
@@ -212,11 +215,9 @@ def _two(option: str, text: str | None) -> tuple[int, int] | None:
 
 
 def _cluster(workers: str, device: Processor) -> Any:
-    """Settings of so many workers there; raises ConfigError for what is no number of workers, or too few GPUs."""
-    from hpfwi.parallel import ClusterSettings, placed
-    from hpfwi.physics.device import usable_gpus
+    """Settings of so many workers there; raises ConfigError for what is no number of workers."""
+    from hpfwi.parallel import ClusterSettings
 
     if workers != "auto" and not workers.isdecimal():
         raise ConfigError(f"--workers {workers} is no number of workers: give a whole number from 0, or auto.")
-    asked = ClusterSettings(workers="auto" if workers == "auto" else int(workers), device=device.value)
-    return placed(asked, usable_gpus())
+    return ClusterSettings(workers="auto" if workers == "auto" else int(workers), device=device.value)

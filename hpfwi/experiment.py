@@ -48,16 +48,26 @@ def cluster_of(config: RunConfig, gpus: int | None = None) -> ClusterSettings:
 
     gpus    of this machine that can be used; None counts them
 
-    raises  ConfigError: device="cuda" where there are too few, or with an engine that has no use for them
+    raises  ConfigError: device="cuda" where there are too few, or with an engine that has no use for them; DataError:
+            observed gathers that cannot be opened
     """
+    items = _items_per_iteration(config)
     if config.modelling.engine == "hpfwi":
-        return placed(config.cluster, usable_gpus() if gpus is None else gpus)
+        return placed(config.cluster, usable_gpus() if gpus is None else gpus, items)
     if config.cluster.device == "cuda":
         raise ConfigError(
             f'cluster.device = "cuda" has no use with modelling.engine = "{config.modelling.engine}", which computes '
             'on the CPU here: set it to "cpu", or take engine "hpfwi".'
         )
-    return placed(config.cluster.model_copy(update={"device": "cpu"}), 0)
+    return placed(config.cluster.model_copy(update={"device": "cpu"}), 0, items)
+
+
+def _items_per_iteration(config: RunConfig) -> int:
+    shots = config.inversion.shots_per_iteration
+    if shots is None:
+        observed = config.data.observed
+        shots = config.survey.shots if observed is None else open_gathers(observed).survey.shots
+    return -(-shots // config.inversion.shots_per_item)
 
 
 def build_experiment(config: RunConfig) -> Experiment:

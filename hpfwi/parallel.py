@@ -79,13 +79,15 @@ def groups_of_shots(shots: int, per_group: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(first, min(first + per_group, shots))) for first in range(0, shots, per_group))
 
 
-def placed(settings: ClusterSettings, gpus: int) -> ClusterSettings:
-    """The settings without "auto", for a machine with so many GPUs that can be used; see `ClusterSettings.placed`.
+def placed(settings: ClusterSettings, gpus: int, items: int | None = None) -> ClusterSettings:
+    """The settings without "auto", for a machine with so many GPUs that can be used and so many items an iteration.
+
+    See `ClusterSettings.placed`.
 
     raises  ConfigError: device="cuda" asks for more
     """
     try:
-        return settings.placed(gpus)
+        return settings.placed(gpus, items)
     except StartFailed as error:
         raise ConfigError(f"cluster.{error}") from error
 

@@ -43,9 +43,9 @@ def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[De
     grid = experiment.simulator.grid
     (rows, columns), (dz_m, dx_m) = grid.shape, grid.spacing_m
     cluster = cluster_of(config, gpus)
-    workers, threads = cluster.worker_count(), cluster.threads_per_worker
     shots = config.inversion.shots_per_iteration or survey.shots
-    at_once = min(threads, shots)
+    items = -(-shots // config.inversion.shots_per_item)
+    at_once = min(cluster.threads_per_worker, shots)
     gathers_mb = 4 * survey.shots * survey.receivers * survey.samples / 1e6
     memory_mb = at_once * experiment.simulator.stored_bytes_per_shot / 1e6
     return [
@@ -60,14 +60,7 @@ def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[De
         *_stages(experiment),
         *_mute(experiment),
         Derived("device", cluster.device, _why_there(config, cluster, gpus)),
-        Derived(
-            "workers",
-            workers,
-            "in this process, without Ray"
-            if workers == 0
-            else f"processes of {counted(threads, 'thread')}"
-            + (", each with a GPU of its own" if cluster.device == "cuda" else ""),
-        ),
+        Derived("workers", cluster.worker_count(), _why_so_many(cluster, items)),
         Derived("snapshot_megabytes_per_worker", round(memory_mb, 1), f"{counted(at_once, 'shot')} at a time"),
         Derived(
             "gathers_megabytes",
@@ -75,6 +68,21 @@ def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[De
             f"{survey.shots} shots x {survey.receivers} receivers x {survey.samples} samples in float32",
         ),
     ]
+
+
+def _why_so_many(cluster: ClusterSettings, items: int) -> str:
+    """What the workers are, and whether the items of an iteration keep them busy."""
+    workers, threads = cluster.worker_count(), cluster.threads_per_worker
+    if not workers:
+        return "in this process, without Ray"
+    processes = f"processes of {counted(threads, 'thread')}" + ", each with a GPU of its own" * (
+        cluster.device == "cuda"
+    )
+    busy = -(-items // threads)
+    if workers < busy:
+        return processes
+    idle = f"; {workers - busy} of them have nothing to do" * (workers > busy)
+    return f"{processes}, for {counted(items, 'group')} of shots in an iteration{idle}"
 
 
 def _wavelet(experiment: Experiment) -> Derived:

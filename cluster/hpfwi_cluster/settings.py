@@ -22,7 +22,7 @@ class ClusterSettings(BaseModel):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",
         description="Worker processes: a number, 'auto' (one for each GPU of this machine that can be used; without "
-        "any, usable cores / threads_per_worker), 0 (this process, no Ray).",
+        "any, usable cores / threads_per_worker; no more than have something to do), 0 (this process, no Ray).",
     )
     min_workers: int | None = Field(
         default=None,
@@ -132,8 +132,10 @@ class ClusterSettings(BaseModel):
                 )
         return self
 
-    def placed(self, gpus: int) -> Self:
+    def placed(self, gpus: int, items: int | None = None) -> Self:
         """Return these settings without 'auto', for a machine with so many GPUs that can be used.
+
+        items   of an iteration: 'auto' starts no more workers than can have one, or min_workers; None is not known
 
         The GPUs of a Ray cluster that runs already are not known here: 'auto' takes its nodes to be like this machine,
         and 'cuda' leaves the count to the group.
@@ -151,6 +153,9 @@ class ClusterSettings(BaseModel):
         workers = self.workers
         if workers == "auto":
             workers = max(1, gpus) if device == "cuda" else self.worker_count()
+            if items is not None:
+                busy = -(-items // self.threads_per_worker)
+                workers = min(workers, max(busy, self.min_workers or 1))
         return self.model_copy(update={"device": device, "workers": workers})
 
     @property

@@ -185,9 +185,9 @@ def generate(
     raises  hpfwi_cluster.errors.ClusterError: no workers, or a shard that cannot be computed or written
             ConfigError: more GPUs asked for than there are
     """
-    cluster = placed(cluster, usable_gpus())
-    factory = partial(ShardTask, writer, settings, cluster.device)
     missing = writer.missing()
+    cluster = placed(cluster, usable_gpus(), len(missing))
+    factory = partial(ShardTask, writer, settings, cluster.device)
     if missing:
         with start_generation(factory, cluster) as group, _watched(writer, progress):
             while missing:

@@ -72,9 +72,11 @@ def cluster_of(config: TrainConfig, gpus: int | None = None) -> ClusterSettings:
 
     raises  ConfigError: device="cuda" where there are too few
     """
-    if gpus is None:
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return placed(config.cluster, gpus)
+    return placed(config.cluster, _gpus() if gpus is None else gpus, config.training.slices)
+
+
+def _gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -> Outcome:
@@ -101,7 +103,7 @@ def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -
                 bar.went_back(run.done)
             else:
                 run.start()
-            if idle := idle_workers(config, cluster):
+            if idle := idle_workers(config, cluster, room=placed(config.cluster, _gpus()).worker_count()):
                 bar.say(idle)
 
             def stopped() -> Stopped:
