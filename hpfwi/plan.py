@@ -13,7 +13,7 @@ import numpy as np
 from hpfwi.experiment import Experiment, cluster_of
 from hpfwi.inversion.bands import sparse_bands, stages_of
 from hpfwi.inversion.prepare import shown_shots
-from hpfwi.inversion.windows import weights
+from hpfwi.inversion.task import window_of
 from hpfwi.parallel import ClusterSettings, local_threads
 from hpfwi.physics.bands import band_passed, simulator_of_band
 from hpfwi.physics.derived import Derived, derived
@@ -130,7 +130,7 @@ def _mute(experiment: Experiment) -> list[Derived]:
     if not mute.active:
         return []
     shots = shown_shots(survey.shots)
-    window = weights(mute, survey, shots)
+    window = window_of(mute, survey, shots, stages_of((), 1)[0])
     live = int(survey.live_receivers()[shots].sum())
     share = float(np.square(window, dtype=np.float64).sum()) / (live * survey.samples)
     heard = int(window.any(axis=-1).sum())

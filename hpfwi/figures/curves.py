@@ -46,20 +46,24 @@ def mark_resumes(axes: Any, record: RunRecord) -> None:
         axes.axvline(iteration, color=style.GREY, linewidth=0.8, linestyle=":", zorder=1)
 
 
-def mark_bands(axes: Any, record: RunRecord) -> None:
-    """Dash-dotted uprights where the run went on to another band, with the band that begins there."""
+def mark_bands(axes: Any, record: RunRecord, *, named: bool = True) -> None:
+    """Dash-dotted uprights where the run went on to another band; the bands' names beside them if asked for."""
     for stage in record.stages[1:]:
         axes.axvline(stage.first, color=style.GREY, linewidth=0.9, linestyle="-.", zorder=1)
-    for stage in record.stages if len(record.stages) > 1 else ():
+    if not named or len(record.stages) == 1:
+        return
+    for stage in record.stages:  # at the bottom, for a misfit starts high in each band
+        place, offset = (stage.first, 0.0), (4, 4)
         axes.annotate(
             stage.band,
-            (stage.first, 1.0),
-            (2, -2),
+            place,
+            offset,
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             rotation=90,
-            va="top",
-            fontsize=6.5,
+            ha="left",
+            va="bottom",
+            fontsize=7,
             color=style.GREY,
         )
 
@@ -124,7 +128,8 @@ def curves(record: RunRecord) -> style.Picture | None:
     mark_bands(grid[0, 0], record)
     style.line_axes(grid[0, 0], "(a) Misfit against iteration", "iteration", "misfit")
     mark_resumes(grid[0, 0], record)
-    grid[0, 0].legend(loc="best")
+    # The names of bands take the room of the first panel.
+    grid[0, 0 if len(record.stages) == 1 else 1].legend(*grid[0, 0].get_legend_handles_labels(), loc="best")
     timed = [event for event in record.iterations if as_number(event.get("misfit")) is not None]
     times, time_label = _time_axis(computing_hours(timed))
     draw_misfit(grid[0, 1], times, misfit, record)
@@ -183,7 +188,7 @@ def _draw_metric(
     found = f"{values[0]:.3g} at the start, best {values[place]:.3g} at iteration {at[place]}"
     style.line_axes(axes, f"{title}: {found}", "iteration", label)
     mark_resumes(axes, record)
-    mark_bands(axes, record)
+    mark_bands(axes, record, named=False)
 
 
 def cluster(record: RunRecord) -> style.Picture | None:

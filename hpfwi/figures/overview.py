@@ -64,7 +64,7 @@ def _draw_plots(figure: Any, record: RunRecord, first: int) -> None:
     error_at, error = series(record.diagnostics, "mse_kmps2")
     rows = figure.subplots(3 if len(error) else 2, 1)
     draw_misfit(rows[0], at, misfit, record)
-    mark_bands(rows[0], record)
+    mark_bands(rows[0], record, named=False)
     style.line_axes(rows[0], f"{style.letter(first)} Misfit, residual / observed energy", None, "")
     rows[0].legend(loc="best")
     if len(error):

@@ -74,8 +74,8 @@ def prepare(
     results.shots(shots)
     results.positions(observed.survey, shots)
     results.gathers("observed", observed.read(shots))
-    if (window := window_of(config.data.mute, observed.survey, shots, stages[-1])) is not None:
-        results.gathers("window", window)
+    if config.data.mute.active:
+        results.gathers("window", window_of(config.data.mute, observed.survey, shots, stages[-1]))
     task = open_task(folder.path)
     start = predicted(task, models.initial, shots, threads=threads)
     results.gathers("initial", start)
@@ -129,8 +129,8 @@ def _rms_of_stages(observed: GathersStore, stages: Sequence[Stage], mute: MuteSe
         gather = observed.read([shot])
         for stage, found in zip(stages, energies, strict=True):
             in_band = in_stage(gather, observed.survey.dt_s, stage)
-            window = window_of(mute, observed.survey, [shot], stage)
-            in_band = in_band if window is None else in_band * window
+            if mute.active:
+                in_band = in_band * window_of(mute, observed.survey, [shot], stage)
             found.append(float(np.square(in_band, dtype=np.float64).sum()))
     sums = [math.fsum(found) for found in energies]
     if 0.0 in sums:

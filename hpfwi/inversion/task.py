@@ -24,7 +24,7 @@ from hpfwi.inversion.optimise import build_adam, iterations_per_pass, load_optim
 from hpfwi.inversion.parameterisation import build_parameterisation
 from hpfwi.inversion.regularise import Regulariser
 from hpfwi.inversion.signatures import cycle_skipped_share
-from hpfwi.inversion.windows import MuteSettings, weights
+from hpfwi.inversion.windows import MuteSettings, time_window, trace_weights
 from hpfwi.parallel import device_here, groups_of_shots
 from hpfwi.physics.bands import band_passed, delay_s, simulator_of_band
 from hpfwi.physics.device import Device
@@ -96,9 +96,7 @@ class InversionTask:
         if config.inversion.regularise.active:
             water = self.parameterisation.water.numpy()
             self.regulariser = Regulariser(config.inversion.regularise, initial.velocity, initial.grid.spacing_m, water)
-        # J in units of the misfit, which is the residual's share of the observed energy: half the samples of a pass.
-        passes = iterations_per_pass(len(self.groups), config.inversion.items_per_iteration)
-        self._half_energy = 0.5 * math.prod(observed.shape) / passes
+        self._half_energy = self._energy_of_iteration() / 2
         self._model: torch.Tensor | None = None
         self._velocity: torch.Tensor | None = None
         self._look_for_skips = False
@@ -189,6 +187,15 @@ class InversionTask:
             {name.removeprefix(_OPTIMISER): value for name, value in state.items() if name.startswith(_OPTIMISER)},
         )
 
+    def _energy_of_iteration(self) -> float:
+        """Observed energy of the shots of an iteration on average, in units of observed_rms²."""
+        mute, survey = self._config.data.mute, self._observed.survey
+        samples = float(math.prod(self._observed.shape))
+        if self._normalised:  # all traces are equal but for their weights
+            each = trace_weights(mute, survey, range(survey.shots))
+            samples = survey.samples * math.fsum(np.square(each).ravel().tolist())
+        return samples / iterations_per_pass(len(self.groups), self._config.inversion.items_per_iteration)
+
     @property
     def _rms(self) -> float:
         return self._rms_of_stages[self._stage.number - 1]
@@ -213,10 +220,14 @@ class InversionTask:
 
     def _compared(self, gathers: torch.Tensor, shots: Sequence[int]) -> torch.Tensor:
         """What the misfit compares of gathers [shot, receiver, time] of some shots, in the band of the stage."""
-        window = window_of(self._config.data.mute, self._observed.survey, shots, self._stage)
-        if window is not None:
-            gathers = gathers * torch.from_numpy(window)
-        return equal_traces(gathers, self._rms) if self._normalised else gathers
+        mute, survey = self._config.data.mute, self._observed.survey
+        if mute.active:
+            gathers = gathers * torch.from_numpy(window_of(mute, survey, shots, self._stage))
+        if self._normalised:
+            gathers = equal_traces(gathers, self._rms)
+            if mute.active:  # again, for equal traces have forgotten which of them count less
+                gathers = gathers * torch.from_numpy(trace_weights(mute, survey, shots).astype(np.float32))[..., None]
+        return gathers
 
 
 def in_stage(gathers: NDArray[np.float32], dt_s: float, stage: Stage) -> NDArray[np.float32]:
@@ -224,11 +235,11 @@ def in_stage(gathers: NDArray[np.float32], dt_s: float, stage: Stage) -> NDArray
     return gathers if stage.corner_hz is None else band_passed(gathers, dt_s, 0.0, stage.corner_hz)
 
 
-def window_of(mute: MuteSettings, survey: Survey, shots: Sequence[int], stage: Stage) -> NDArray[np.float32] | None:
-    """What gathers of some shots in the band of a stage are multiplied by, float32[shot, receiver, time]; None by 1."""
-    if not mute.active:
-        return None
-    return weights(mute, survey, shots, 0.0 if stage.corner_hz is None else delay_s(stage.corner_hz))
+def window_of(mute: MuteSettings, survey: Survey, shots: Sequence[int], stage: Stage) -> NDArray[np.float32]:
+    """What gathers of some shots in the band of a stage are multiplied by, float32[shot, receiver, time]."""
+    later_s = 0.0 if stage.corner_hz is None else delay_s(stage.corner_hz)
+    window = time_window(mute, survey, shots, later_s) * trace_weights(mute, survey, shots)[..., None]
+    return window.astype(np.float32)
 
 
 def open_task(run: Path, *, device: Device | None = None) -> InversionTask:

@@ -72,35 +72,49 @@ class MuteSettings(BaseModel):
         return timed or self.min_offset_m > 0 or self.max_offset_m is not None
 
 
-def weights(settings: MuteSettings, survey: Survey, shots: Sequence[int], later_s: float = 0.0) -> NDArray[np.float32]:
-    """What every sample of some shots is multiplied by, float32[shot, receiver, time], 0 to 1; 0 for absent receivers.
+def trace_weights(settings: MuteSettings, survey: Survey, shots: Sequence[int]) -> NDArray[np.float64]:
+    """What every trace of some shots is multiplied by, float64[shot, receiver], 0 to 1; 0 for absent receivers."""
+    offsets, present = _offsets(survey, shots)
+    found = np.asarray(present, dtype=np.float64)
+    if settings.min_offset_m > 0:
+        found *= _rise(offsets - settings.min_offset_m, settings.offset_taper_m)
+    if settings.max_offset_m is not None:
+        found *= _rise(settings.max_offset_m - offsets, settings.offset_taper_m)
+    return found
+
+
+def time_window(
+    settings: MuteSettings, survey: Survey, shots: Sequence[int], later_s: float = 0.0
+) -> NDArray[np.float64]:
+    """What every sample of some shots is multiplied by, float64[shot, receiver, time], 0 to 1.
 
     later_s     by which the gathers, and so the lines, are later than the settings say: the delay of a filter
-
-    The offset is the horizontal distance from the nearest source. Ramps are 3 x² - 2 x³, which is half a cosine to a
-    per cent and, unlike a cosine, has the same bits on every processor.
     """
+    offsets, _ = _offsets(survey, shots)
+    times = survey.dt_s * np.arange(survey.samples) - later_s
+    found = np.ones((*offsets.shape, survey.samples))
+    if settings.after_s > 0 or settings.after_mps is not None:
+        line = settings.after_s + offsets * (0.0 if settings.after_mps is None else 1.0 / settings.after_mps)
+        found *= _rise(times - line[..., None], settings.taper_s)
+    if settings.before_s is not None:
+        line = settings.before_s + offsets * (0.0 if settings.before_mps is None else 1.0 / settings.before_mps)
+        found *= _rise(line[..., None] - times, settings.taper_s)
+    return found
+
+
+def _offsets(survey: Survey, shots: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Horizontal distance to the nearest source, m, float64[shot, receiver], and bool[shot, receiver]: who is there."""
     chosen = list(shots)
     distances = np.abs(survey.receivers_m[chosen][:, :, None, 1] - survey.sources_m[chosen][:, None, :, 1])
-    offsets = np.fmin.reduce(distances, axis=-1)  # NaN, for absent points, loses against a number
-    present = ~np.isnan(offsets)
-    offsets = np.where(present, offsets, 0.0)
-    of_trace = _rise(offsets - settings.min_offset_m, settings.offset_taper_m) if settings.min_offset_m > 0 else 1.0
-    if settings.max_offset_m is not None:
-        of_trace = of_trace * _rise(settings.max_offset_m - offsets, settings.offset_taper_m)
-    times = survey.dt_s * np.arange(survey.samples) - later_s
-    found = np.broadcast_to((of_trace * present)[..., None], (*offsets.shape, survey.samples))
-    if settings.after_s > 0 or settings.after_mps is not None:
-        line = settings.after_s + (0.0 if settings.after_mps is None else offsets / settings.after_mps)
-        found = found * _rise(times - np.asarray(line)[..., None], settings.taper_s)
-    if settings.before_s is not None:
-        line = settings.before_s + (0.0 if settings.before_mps is None else offsets / settings.before_mps)
-        found = found * _rise(np.asarray(line)[..., None] - times, settings.taper_s)
-    return np.ascontiguousarray(found, dtype=np.float32)
+    nearest = np.fmin.reduce(distances, axis=-1)  # NaN, of absent points, loses against a number
+    present = ~np.isnan(nearest)
+    return np.where(present, nearest, 0.0), present
 
 
 def _rise(beyond: NDArray[np.float64], taper: float) -> NDArray[np.float64]:
     """0 up to the edge, 1 from `taper` beyond it on.
+
+    The ramp is 3 x² - 2 x³: half a cosine to a per cent, and unlike a cosine the same bits on every processor.
 
     >>> _rise(np.array([-1.0, 0.0, 1.0, 2.0]), 2.0).tolist(), _rise(np.array([-1.0, 0.0, 1.0]), 0.0).tolist()
     ([0.0, 0.0, 0.5, 1.0], [0.0, 1.0, 1.0])

@@ -15,9 +15,10 @@ from hpfwi.errors import DataError
 from hpfwi.experiment import build_experiment
 from hpfwi.figures import gathers as gathers_figure
 from hpfwi.figures.record import read_record
+from hpfwi.inversion.bands import stages_of
 from hpfwi.inversion.prepare import doubtful_strength
-from hpfwi.inversion.task import InversionTask
-from hpfwi.inversion.windows import weights
+from hpfwi.inversion.task import InversionTask, window_of
+from hpfwi.inversion.windows import trace_weights
 from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import EarthModel
 from hpfwi.plan import derived_settings, in_brief
@@ -86,7 +87,7 @@ MUTE = (
 @pytest.mark.parametrize("misfit", ["l2", "normalised"])
 def test_what_is_muted_does_not_count_in_either_gather(misfit: str, reference: Any, tmp_path: Path) -> None:
     store = open_gathers(reference.path / "observed.zarr")
-    window = weights(load_config("demo", MUTE)[0].data.mute, store.survey, range(6))
+    window = window_of(load_config("demo", MUTE)[0].data.mute, store.survey, range(6), stages_of((), 1)[0])
     assert 0.05 < window.mean() < 0.6
     noise = np.random.default_rng(3).normal(size=store.shape).astype(np.float32)
     write_gathers(tmp_path / "noisy.zarr", store.read(range(6)) + (window == 0) * noise, store.survey, store.wavelet)
@@ -111,6 +112,19 @@ def test_what_is_muted_does_not_count_in_either_gather(misfit: str, reference: A
     assert 0.5 * (energies[0] - energies[1]) / 8.0 == pytest.approx(float((gradient * way).sum()), rel=0.01)
 
 
+def test_equal_traces_keep_the_weights_of_their_offsets(reference: Any) -> None:
+    """The penalties' unit follows: the energy of equal traces is their number times the squares of their weights."""
+    options = ("inversion.misfit=normalised", "data.mute.max_offset_m=300.0", "data.mute.offset_taper_m=200.0")
+    task = task_of(reference, open_gathers(reference.path / "observed.zarr"), *options)
+    task.begin(0)
+    energies = [task.gradient([shot])[1]["observed_energy"] for shot in range(6)]
+    mute = load_config("demo", options)[0].data.mute
+    each = np.square(trace_weights(mute, task.simulator.survey, range(6)))
+    assert 0 < np.count_nonzero((each > 0) & (each < 1)) < each.size
+    assert energies == pytest.approx(list(80 * each.sum(axis=1)), rel=1e-5)
+    assert task._energy_of_iteration() == pytest.approx(sum(energies), rel=1e-5)
+
+
 def test_a_run_counts_in_units_of_what_is_left_and_shows_it(run: Any, tmp_path: Path) -> None:
     ended = run(
         tmp_path,
@@ -118,7 +132,7 @@ def test_a_run_counts_in_units_of_what_is_left_and_shows_it(run: Any, tmp_path: 
         **{option.split("=")[0].replace(".", "__"): option.split("=")[1] for option in MUTE},
     )
     store = open_gathers(ended.path / "observed.zarr")
-    window = weights(load_config("demo", MUTE)[0].data.mute, store.survey, range(6))
+    window = window_of(load_config("demo", MUTE)[0].data.mute, store.survey, range(6), stages_of((), 1)[0])
     attrs: Any = zarr.open_group(ended.path / "results.zarr", mode="r").attrs
     assert attrs["observed_rms"] == pytest.approx(
         float(np.sqrt(np.square(window * store.read(range(6))).mean())), rel=1e-5
