@@ -7,6 +7,7 @@ starts from the same bytes.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from hpfwi.parallel import device_here, groups_of_shots
 from hpfwi.physics.bands import band_passed, delay_s, simulator_of_band
 from hpfwi.physics.device import Device
 from hpfwi.physics.grid import Grid
+from hpfwi.physics.memory import fair_share_bytes
 from hpfwi.physics.model import EarthModel, water_rows
 from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.survey import Survey
@@ -101,6 +103,8 @@ class InversionTask:
         self._velocity: torch.Tensor | None = None
         self._look_for_skips = False
         self._cache: dict[tuple[int, ...], torch.Tensor] = {}
+        self._cache_left_bytes = _cache_bytes()
+        self._lock = threading.Lock()
 
     def model(self) -> NDArray[np.float32]:
         """The current model, float32[z, x], m/s."""
@@ -206,17 +210,27 @@ class InversionTask:
             return
         self._stage = stage
         self._cache.clear()
+        self._cache_left_bytes = _cache_bytes()
         self._listener = self.simulator
         if stage.corner_hz is not None:
             wavelet = in_stage(wavelet_of(self._config, self._observed), self._observed.survey.dt_s, stage)
             self._listener = simulator_of_band(self.simulator, wavelet, self._config.model.bounds_mps)
 
     def _observed_of(self, shots: tuple[int, ...]) -> torch.Tensor:
-        # A worker meets the same groups again and again; reading and filtering them once is worth their memory.
-        if shots not in self._cache:
-            gathers = in_stage(self._observed.read(shots), self._observed.survey.dt_s, self._stage)
-            self._cache[shots] = self._compared(torch.from_numpy(gathers), shots)
-        return self._cache[shots]
+        """What the misfit compares of the observed gathers of some shots, read and filtered once where memory allows.
+
+        What is kept stays: a worker meets its groups in turn, so making room for one would only lose another.
+        """
+        kept = self._cache.get(shots)
+        if kept is not None:
+            return kept
+        gathers = in_stage(self._observed.read(shots), self._observed.survey.dt_s, self._stage)
+        observed = self._compared(torch.from_numpy(gathers), shots)
+        with self._lock:
+            if observed.nbytes <= self._cache_left_bytes:
+                self._cache[shots] = observed
+                self._cache_left_bytes -= observed.nbytes
+        return observed
 
     def _compared(self, gathers: torch.Tensor, shots: Sequence[int]) -> torch.Tensor:
         """What the misfit compares of gathers [shot, receiver, time] of some shots, in the band of the stage."""
@@ -228,6 +242,11 @@ class InversionTask:
             if mute.active:  # again, for equal traces have forgotten which of them count less
                 gathers = gathers * torch.from_numpy(trace_weights(mute, survey, shots).astype(np.float32))[..., None]
         return gathers
+
+
+def _cache_bytes() -> int:
+    """Memory for observed gathers: half of this core's share, for the wavefields take theirs of what is left."""
+    return fair_share_bytes() // 2
 
 
 def in_stage(gathers: NDArray[np.float32], dt_s: float, stage: Stage) -> NDArray[np.float32]:

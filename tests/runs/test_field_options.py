@@ -190,3 +190,23 @@ def test_strengths_that_no_velocity_explains_are_told() -> None:
         assert doubt is not None
         assert doubt[0] == pytest.approx(factor, rel=1e-5)
         assert "hpfwi wavelet" in doubt[1]
+
+
+def test_gathers_are_kept_where_memory_allows_and_read_again_where_not(
+    reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, read = open_gathers(reference.path / "observed.zarr"), []
+    whole = GathersStore.read
+
+    def counted(self: GathersStore, shots: Any) -> np.ndarray:
+        read.append(tuple(shots))
+        return whole(self, shots)
+
+    monkeypatch.setattr(GathersStore, "read", counted)
+    gather_bytes = 4 * store.survey.receivers * store.survey.samples
+    monkeypatch.setattr("hpfwi.inversion.task.fair_share_bytes", lambda: 2 * (2 * gather_bytes + 1))
+    task = task_of(reference, store)
+    task.begin(0)
+    first = [task.gradient([shot])[0].tobytes() for shot in range(4)]
+    assert [task.gradient([shot])[0].tobytes() for shot in range(4)] == first
+    assert read == [(0,), (1,), (2,), (3,), (2,), (3,)]
