@@ -32,9 +32,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/acoustic.py
 
 # The kernels on this machine's NVIDIA GPU: tests and benchmarks, one table. Needs no environment of ours: any Python with
-# NumPy, torch, Numba, CuPy and pytest does (make gpu PYTHON=...); OUT is the folder of the JSON.
+# NumPy, torch, Numba, CuPy and pytest does (make gpu PYTHON=...); OUT is the folder of the JSON, MINUTES the time it has.
 gpu:
-	PYTHONPATH=kernels $(PYTHON) benchmarks/gpu.py $(if $(OUT),--out $(OUT))
+	PYTHONPATH=kernels $(PYTHON) benchmarks/gpu.py $(if $(OUT),--out $(OUT)) $(if $(MINUTES),--minutes $(MINUTES))
 
 # Longer than `make test` allows: a hundred killed workers and drivers, runs on several hosts, and every CUDA kernel compiled.
 kills: $(READY)

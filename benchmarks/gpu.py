@@ -2,20 +2,25 @@
 
 Needs an NVIDIA GPU, and of Python NumPy, torch, Numba, CuPy and pytest; sweep-solver and deepwave are timed
 where they are installed, and compute-sanitizer looks over small cases where it is. Every case and every test file runs
-in a process of its own: what fails is said in the table, and the rest goes on.
+in a process of its own: what fails is said in the table, and the rest goes on. What is known is printed and kept as it
+comes; with --minutes, or when it is stopped, a run ends with the table of what it has.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import math
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +29,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("numpy", "torch", "numba", "cupy-cuda12x", "cupy-cuda13x", "pytest", "sweep-solver", "deepwave")
+NEEDED = {"numba": "Numba", "cupy": "CuPy", "pytest": "pytest"}
+PACKAGES = (
+    "numpy", "torch", "numba", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc", "pytest", "sweep-solver",
+    "deepwave",
+)  # fmt: skip
 TESTS = (
     "test_acoustic_cuda_op.py", "test_acoustic_cuda_streaming_gpu.py", "test_haar_cuda.py", "test_dct_pool_cuda.py",
 )  # fmt: skip
@@ -32,10 +41,14 @@ SANITIZED = {
     "test_acoustic_cuda_op.py": "test_the_operation_on_a_gpu",
     "test_acoustic_cuda_streaming_gpu.py": "test_streaming_on_a_gpu",
     "test_haar_cuda.py": "test_the_op_on_a_gpu",
+    "test_dct_pool_cuda.py": "test_the_op_on_a_gpu",
 }
-"""The tests of small cases, by file, that compute-sanitizer looks over: on chip, streaming, a network's layer."""
-TOOLS = ("memcheck", "racecheck")
+"""The tests of small cases, by file, that compute-sanitizer looks over: on chip, streaming, layers of a network."""
+# Of calls that fail none is reported: torch asks drivers for functions that they may not have.
+TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
 CASE_S, TEST_S, SANITIZER_S = 900, 900, 1200
+LEAST_S, MARGIN_S = 20, 5
+"""What is not begun with less time left, and what the end of a run is given."""
 MOST_GAP = 5e-3
 HEADERS = ("case", "kind", "hpfwi ms", "±", "rate", "peer", "peer ms", "ratio", "gap", "wanted")
 
@@ -49,8 +62,14 @@ def missing() -> str | None:
 
     if not torch.cuda.is_available():
         return "No NVIDIA GPU was found on this machine; `make gpu` needs one."
-    if importlib.util.find_spec("cupy") is None:
-        return f"No GPU kernel runs without CuPy; {packages}."
+    for name, title in NEEDED.items():
+        if importlib.util.find_spec(name) is None:
+            return f"No GPU kernel is run or checked without {title}; {packages}."
+    import cupy
+
+    if not cupy.cuda.is_available():
+        cuda = torch.version.cuda
+        return f"CuPy {cupy.__version__} finds no GPU where torch does; take the one for torch's CUDA {cuda}."
     return None
 
 
@@ -58,7 +77,14 @@ def conditions() -> dict[str, str]:
     """Hardware and versions."""
     import torch
 
-    found = {"gpu": torch.cuda.get_device_name(0), "python": platform.python_version(), "cuda": str(torch.version.cuda)}
+    device = torch.cuda.get_device_properties(0)
+    found = {
+        "gpu": device.name,
+        "capability": f"{device.major}.{device.minor}",
+        "multiprocessors": str(device.multi_processor_count),
+        "python": platform.python_version(),
+        "cuda": str(torch.version.cuda),
+    }
     driver = shutil.which("nvidia-smi")
     if driver:
         command = [driver, "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
@@ -78,17 +104,40 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path}
 
 
-def finished(command: Sequence[str], limit_s: int) -> tuple[int, str]:
+def finished(command: Sequence[str], limit_s: float) -> tuple[int, str]:
     """Exit status and output of a command; 124 where it took longer than the limit."""
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), cwd=ROOT,
-            timeout=limit_s,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as late:
-        output = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
-        return 124, f"{output}\nstopped after {limit_s} s"
-    return done.returncode, done.stdout
+    return finished_together([command], limit_s)[0]
+
+
+def finished_together(commands: Sequence[Sequence[str]], limit_s: float) -> list[tuple[int, str]]:
+    """The same of several commands that run at the same time. What a command has started ends with it."""
+    ends = time.monotonic() + limit_s
+    with contextlib.ExitStack() as stack:
+        running = []
+        for command in commands:
+            output = stack.enter_context(tempfile.TemporaryFile())
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=environment(), cwd=ROOT, start_new_session=True
+            )
+            stack.callback(_ended, process)
+            running.append((process, output))
+        results = []
+        for process, output in running:
+            note = ""
+            try:
+                status = process.wait(max(0.0, ends - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                status, note = 124, f"\nstopped after {limit_s:.0f} s"
+                _ended(process)
+            output.seek(0)
+            results.append((status, output.read().decode(errors="replace") + note))
+    return results
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def pytest_command(file: str, names: str, empty: Path) -> list[str]:
@@ -98,31 +147,47 @@ def pytest_command(file: str, names: str, empty: Path) -> list[str]:
     return [sys.executable, "-m", "pytest", *plain, "-k", names, where]
 
 
-def run_tests(folder: Path) -> list[dict[str, Any]]:
-    """The GPU tests of every file, and those of small cases once more under each of compute-sanitizer's tools.
+def run_tests(folder: Path, left_s: Callable[[], float]) -> list[dict[str, Any]]:
+    """The GPU tests of every file, all files at the same time: most of it is compiling.
 
-    status is a test's exit status, None where it was left out.
+    left_s      time that may still be spent
+    returns     of each file its exit status, None where it was left out, its last line and its output
     """
-    empty = folder / "pytest.ini"
-    empty.write_text("[pytest]\nmarkers =\n    slow: takes long\n")
-    commands = {file: (pytest_command(file, "gpu", empty), TEST_S) for file in TESTS}
-    sanitizer = shutil.which("compute-sanitizer")
-    results: list[dict[str, Any]] = []
-    for tool in TOOLS:
+    commands = [pytest_command(file, "gpu", bare(folder)) for file in TESTS]
+    print(f"tests {' '.join(TESTS)}", flush=True)
+    limit_s = min(TEST_S, left_s())
+    return [told(file, *one) for file, one in zip(TESTS, finished_together(commands, limit_s), strict=True)]
+
+
+def run_sanitizer(folder: Path, left_s: Callable[[], float]) -> list[dict[str, Any]]:
+    """The tests of small cases once more under each of compute-sanitizer's tools."""
+    sanitizer, results = shutil.which("compute-sanitizer"), []
+    for tool, options in TOOLS.items():
         for file, names in SANITIZED.items():
-            name = f"{file} under {tool}"
-            if sanitizer is None:
-                why = "compute-sanitizer, of the CUDA toolkit, is not on PATH"
+            name, limit_s = f"{file} under {tool}", min(SANITIZER_S, left_s())
+            if sanitizer is None or limit_s < LEAST_S:
+                why = "no time is left" if sanitizer else "compute-sanitizer, of the CUDA toolkit, is not on PATH"
                 results.append({"test": name, "status": None, "last": why, "output": ""})
                 continue
-            watched = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
-            commands[name] = [*watched, *pytest_command(file, names, empty), "-x"], SANITIZER_S
-    for name, (command, limit_s) in commands.items():
-        print(f"test {name}", flush=True)
-        status, output = finished(command, limit_s)
-        lines = [line for line in output.splitlines() if line.strip()]
-        results.append({"test": name, "status": status, "last": lines[-1] if lines else "", "output": output[-20000:]})
+            print(f"test {name}", flush=True)
+            watched = [sanitizer, "--tool", tool, *options, "--error-exitcode", "9"]
+            command = [*watched, *pytest_command(file, names, bare(folder)), "-x"]
+            results.append(told(name, *finished(command, limit_s)))
+            print(verdict(results[-1]), flush=True)
     return results
+
+
+def bare(folder: Path) -> Path:
+    """Settings of pytest in place of this project's."""
+    path = folder / "pytest.ini"
+    path.write_text("[pytest]\nmarkers =\n    slow: takes long\n")
+    return path
+
+
+def told(name: str, status: int, output: str) -> dict[str, Any]:
+    """A test's result."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    return {"test": name, "status": status, "last": lines[-1] if lines else "", "output": output[-20000:]}
 
 
 def verdict(test: dict[str, Any]) -> str:
@@ -131,12 +196,15 @@ def verdict(test: dict[str, Any]) -> str:
     return f"{word:7}  {test['test']}: {test['last']}"
 
 
-def run_case(name: str, repeats: int, folder: Path) -> dict[str, Any]:
+def run_case(name: str, repeats: int, folder: Path, left_s: Callable[[], float]) -> dict[str, Any]:
     """One case in a process of its own; its result, or why there is none."""
+    limit_s = min(CASE_S, left_s())
+    if limit_s < LEAST_S:
+        return {"case": name, "left out": "no time is left"}
     out = folder / "case.json"
     out.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--one", name, "--repeats", str(repeats), "--out", str(out)]
-    status, output = finished(command, CASE_S)
+    status, output = finished(command, limit_s)
     if status == 0 and out.exists():
         return {"case": name, **json.loads(out.read_text("utf-8"))}
     lines = [line for line in output.splitlines() if line.strip()]
@@ -145,8 +213,9 @@ def run_case(name: str, repeats: int, folder: Path) -> dict[str, Any]:
 
 def rows(result: dict[str, Any], case: Any) -> list[list[str]]:
     """The table's rows of a case: a kind of work with each peer, or one that says why there are none."""
-    if "failed" in result:
-        return [[result["case"], f"FAILED: {result['failed']}"]]
+    for word in ("failed", "left out"):
+        if word in result:
+            return [[result["case"], f"{word.upper()}: {result[word]}"]]
     made = []
     for kind, codes in result["kinds"].items():
         own = codes["hpfwi"]
@@ -200,6 +269,9 @@ def write(contents: dict[str, Any], folder: Path, gpu: str) -> Path:
 
 def one(name: str, repeats: int, out: Path) -> None:
     """Measure a case in this process and leave the result in a file."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False  # every code computes in float32, as hpfwi's kernels do
     gpu_cases = import_module("gpu_cases")
     out.write_text(json.dumps(gpu_cases.measure(gpu_cases.find(name), repeats)), "utf-8")
 
@@ -210,9 +282,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON (benchmarks/results)")
     parser.add_argument("--cases", nargs="+", help="names of cases, or parts of them (all)")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each code (7)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="time after which nothing runs (no limit)")
     parser.add_argument("--no-tests", action="store_true", help="benchmarks alone")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    ends = time.monotonic() + 60 * options.minutes - MARGIN_S
     sentence = missing()
     if sentence:
         print(sentence, file=sys.stderr)
@@ -225,21 +299,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = [case for case in gpu_cases.CASES if not options.cases or any(part in case.name for part in options.cases)]
     here = conditions()
     print("  ".join(f"{key}: {value}" for key, value in here.items()), flush=True)
-    tests, results, lines = [], [], []
-    with tempfile.TemporaryDirectory() as folder:
-        if not options.no_tests:
-            tests = run_tests(Path(folder))
-        for case in wanted:
-            print(f"case {case.name}", flush=True)
-            results.append(run_case(case.name, options.repeats, Path(folder)))
-            lines += rows(results[-1], case)
-    for test in tests:
-        print(verdict(test))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return measured(options, wanted, here, lambda: ends - time.monotonic())
+
+
+def measured(
+    options: argparse.Namespace, wanted: Sequence[Any], here: dict[str, str], left_s: Callable[[], float]
+) -> int:
+    """Run everything, the checks that take longest last; the exit status."""
+    tests: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    lines: list[list[str]] = []
+    stopped = False
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        try:
+            if not options.no_tests:
+                tests += run_tests(folder, left_s)
+                print("\n".join(map(verdict, tests)), flush=True)
+            for case in wanted:
+                print(f"case {case.name}", flush=True)
+                results.append(run_case(case.name, options.repeats, folder, left_s))
+                lines += rows(results[-1], case)
+                write({"conditions": here, "tests": tests, "results": results}, options.out, here["gpu"])
+            if not options.no_tests:
+                tests += run_sanitizer(folder, left_s)
+        except KeyboardInterrupt:
+            stopped = True
+    print("\n".join(map(verdict, tests)))
     print(table(lines))
     path = write({"conditions": here, "tests": tests, "results": results}, options.out, here["gpu"])
-    print(f"written to {path}")
+    print(f"{'stopped; ' if stopped else ''}written to {path}", flush=True)
     broken = [test for test in tests if test["status"]] + [result for result in results if "failed" in result]
-    return 1 if broken else 0
+    return 130 if stopped else 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """What `make gpu` does before and after it has a GPU: the refusal, the cases, the table and the JSON."""
 
+import argparse
 import json
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,9 +29,14 @@ def test_without_a_gpu_it_says_so_in_one_sentence() -> None:
 
 
 def test_a_missing_gpu_is_told_from_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cupy" else name)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert "without CuPy" in str(gpu.missing())
+    for lacking, title in gpu.NEEDED.items():
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, lacking=lacking: None if name == lacking else name)
+        assert f"without {title};" in str(gpu.missing())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    blind = SimpleNamespace(__version__="14.2.0", cuda=SimpleNamespace(is_available=lambda: False))
+    monkeypatch.setitem(sys.modules, "cupy", blind)
+    assert str(gpu.missing()).startswith("CuPy 14.2.0 finds no GPU where torch does; take the one for torch's CUDA")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "No NVIDIA GPU" in str(gpu.missing())
 
@@ -117,21 +126,30 @@ def test_the_table_marks_what_failed_and_what_cannot_be_compared() -> None:
     assert lines[1][4] == "3.00x forward"
     assert gpu.rows(measured(1e-2), case)[0][7] == "3.00?"
     lines += gpu.rows({"case": "other", "failed": "illegal address"}, case)
+    lines += gpu.rows({"case": "late", "left out": "no time is left"}, case)
     text = gpu.table(lines).splitlines()
-    assert len(text) == 5
-    assert "FAILED: illegal address" in text[-1]
+    assert len(text) == 6
+    assert "FAILED: illegal address" in text[-2]
+    assert "LEFT OUT: no time is left" in text[-1]
     assert text[0].split()[:2] == ["case", "kind"]
 
 
 def test_a_case_that_dies_leaves_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "finished", lambda command, limit_s: (139, "compiling\nsegmentation fault\n\n"))
-    assert gpu.run_case("toy", 1, tmp_path)["failed"] == "segmentation fault"
+    assert gpu.run_case("toy", 1, tmp_path, lambda: 600.0)["failed"] == "segmentation fault"
+    assert gpu.run_case("toy", 1, tmp_path, lambda: 1.0)["left out"] == "no time is left"
 
 
-def test_a_command_that_hangs_is_stopped() -> None:
-    status, output = gpu.finished([sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"], 1)
+def test_a_command_that_hangs_is_stopped_with_what_it_started() -> None:
+    """Beside one that ends by itself. What it started holds its output, which must not be waited for."""
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    starts = [sys.executable, "-c", f"import subprocess; print('on', flush=True); subprocess.run({sleep!r})"]
+    begin = time.monotonic()
+    (quick, words), (status, output) = gpu.finished_together([[sys.executable, "-c", "print('done')"], starts], 2)
+    assert time.monotonic() - begin < 30
+    assert (quick, words) == (0, "done\n")
     assert status == 124
-    assert output.endswith("stopped after 1 s")
+    assert output == "on\n\nstopped after 2 s"
 
 
 def test_results_are_written_where_asked(tmp_path: Path) -> None:
@@ -150,21 +168,48 @@ def test_every_test_file_is_there() -> None:
 def test_the_sanitizer_watches_small_cases_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
-    def ran(command: list[str], limit_s: int) -> tuple[int, str]:
+    def ran(command: list[str], limit_s: float) -> tuple[int, str]:
         commands.append(command)
         return 9, "========= ERROR SUMMARY: 1 error\n"
 
     monkeypatch.setattr(gpu, "finished", ran)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    left_out = [test for test in gpu.run_tests(tmp_path) if test["status"] is None]
-    assert len(commands) == len(gpu.TESTS)
+    left_out = gpu.run_sanitizer(tmp_path, lambda: 600.0)
     assert len(left_out) == len(gpu.TOOLS) * len(gpu.SANITIZED)
     assert gpu.verdict(left_out[0]) == (
         "skipped  test_acoustic_cuda_op.py under memcheck: compute-sanitizer, of the CUDA toolkit, is not on PATH"
     )
     monkeypatch.setattr("shutil.which", lambda name: f"/cuda/{name}")
-    watched = gpu.run_tests(tmp_path)[len(gpu.TESTS) :]
+    assert {test["last"] for test in gpu.run_sanitizer(tmp_path, lambda: 1.0)} == {"no time is left"}
+    assert not commands
+    watched = gpu.run_sanitizer(tmp_path, lambda: 600.0)
+    assert commands[0][:5] == ["/cuda/compute-sanitizer", "--tool", "memcheck", "--report-api-errors", "no"]
     last = commands[-1]
     assert last[:5] == ["/cuda/compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9"]
-    assert last[last.index("-k") + 1] == gpu.SANITIZED["test_haar_cuda.py"]
+    assert last[last.index("-k") + 1] == gpu.SANITIZED["test_dct_pool_cuda.py"]
     assert gpu.verdict(watched[0]).startswith("FAILED   test_acoustic_cuda_op.py under memcheck: ")
+
+
+def test_a_run_that_is_stopped_shows_and_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One file of tests has failed and the rest went on; Ctrl-C comes in the second case."""
+    found = [(1, "1 failed\n"), *[(0, "3 passed\n")] * (len(gpu.TESTS) - 1)]
+    monkeypatch.setattr(gpu, "finished_together", lambda commands, limit_s: found)
+    cases = [small(target=">= 2x"), replace(small(), name="slow")]
+
+    def ran(name: str, *_: Any) -> dict[str, Any]:
+        if name == "slow":
+            raise KeyboardInterrupt
+        return measured(1e-6)
+
+    monkeypatch.setattr(gpu, "run_case", ran)
+    options = argparse.Namespace(no_tests=False, out=tmp_path, repeats=1)
+    assert gpu.measured(options, cases, {"gpu": "H100"}, lambda: 600.0) == 130
+    lines = capsys.readouterr().out.splitlines()
+    assert f"FAILED   {gpu.TESTS[0]}: 1 failed" in lines
+    assert any(line.startswith("toy ") and " 3.00 " in line for line in lines)
+    assert lines[-1].startswith("stopped; written to ")
+    (path,) = tmp_path.iterdir()
+    kept = json.loads(path.read_text())
+    assert (len(kept["tests"]), [one["case"] for one in kept["results"]]) == (len(gpu.TESTS), ["toy"])
