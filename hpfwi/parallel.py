@@ -79,15 +79,15 @@ def groups_of_shots(shots: int, per_group: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(first, min(first + per_group, shots))) for first in range(0, shots, per_group))
 
 
-def placed(settings: ClusterSettings, gpus: int, items: int | None = None) -> ClusterSettings:
-    """The settings without "auto", for a machine with so many GPUs that can be used and so many items an iteration.
+def placed(settings: ClusterSettings, gpus: int, busy: int | None = None) -> ClusterSettings:
+    """The settings without "auto", for a machine with so many GPUs and work for so many workers.
 
     See `ClusterSettings.placed`.
 
     raises  ConfigError: device="cuda" asks for more
     """
     try:
-        return settings.placed(gpus, items)
+        return settings.placed(gpus, busy)
     except StartFailed as error:
         raise ConfigError(f"cluster.{error}") from error
 
@@ -105,9 +105,9 @@ def start_group(run: Path, settings: ClusterSettings, stop: Callable[[], object]
 
     raises      ClusterError: the workers cannot be had, or a replica cannot be built from the folder; Abandoned
     """
-    factory = partial(_build, str(run), settings.device)
     workers = settings.worker_count()
     threads = settings.threads_per_worker if workers else local_threads(settings)
+    factory = partial(_build, str(run), settings.device, workers, threads)
     return make_group(factory, workers=workers, threads_per_worker=threads, settings=settings, stop=stop)
 
 
@@ -170,25 +170,36 @@ def local_threads(settings: ClusterSettings) -> int:
     return max(settings.threads_per_worker, every_core)
 
 
-def _build(run: str, device: Device) -> _ItemsOfShots:
+def _build(run: str, device: Device, workers: int, threads: int) -> _ItemsOfShots:
     # Imported by each rank: the driver of a large run has no need of the propagator.
     from hpfwi.inversion.task import open_task
 
-    return _ItemsOfShots(open_task(Path(run), device=device))
+    task = open_task(Path(run), device=device)
+    return _ItemsOfShots(task, threads_of_an_item(task.items_per_iteration, workers, threads))
+
+
+def threads_of_an_item(items: int, workers: int, threads: int) -> int:
+    """Threads that share an item, where a rank has more of them than items of an iteration.
+
+    >>> [threads_of_an_item(items, workers=2, threads=8) for items in (1, 4, 13, 100)]
+    [8, 4, 1, 1]
+    """
+    return max(1, threads // -(-items // max(1, workers)))
 
 
 class _ItemsOfShots:
     """An inversion as the cluster layer sees it: numbered items, arrays to add, a state to replicate."""
 
-    def __init__(self, task: InversionTask) -> None:
+    def __init__(self, task: InversionTask, threads: int = 1) -> None:
         self._task = task
+        self._threads = threads
         self._groups: Sequence[tuple[int, ...]] = task.groups
 
     def begin(self, iteration: int) -> None:
         self._task.begin(iteration)
 
     def compute(self, item: int) -> ItemResult:
-        gradient, scalars = self._task.gradient(self._groups[item])
+        gradient, scalars = self._task.gradient(self._groups[item], threads=self._threads)
         return ItemResult(gradient, scalars)
 
     def finish(self, iteration: int, total: np.ndarray | None) -> None:

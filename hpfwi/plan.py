@@ -75,14 +75,17 @@ def _why_so_many(cluster: ClusterSettings, items: int) -> str:
     workers, threads = cluster.worker_count(), cluster.threads_per_worker
     if not workers:
         return "in this process, without Ray"
-    processes = f"processes of {counted(threads, 'thread')}" + ", each with a GPU of its own" * (
-        cluster.device == "cuda"
-    )
-    busy = -(-items // threads)
-    if workers < busy:
+    on_gpus = cluster.device == "cuda"
+    processes = f"processes of {counted(threads, 'thread')}" + ", each with a GPU of its own" * on_gpus
+    if workers < items:
         return processes
-    idle = f"; {workers - busy} of them have nothing to do" * (workers > busy)
-    return f"{processes}, for {counted(items, 'group')} of shots in an iteration{idle}"
+    processes += f", for {counted(items, 'group')} of shots in an iteration"
+    share = local_threads(cluster) // workers
+    if workers > items:
+        processes += f"; {workers - items} of them have nothing to do"
+    elif not on_gpus and not cluster.joins and share > threads:
+        processes += f"; cluster.threads_per_worker = {share} lets this machine's cores share them"
+    return processes
 
 
 def _wavelet(experiment: Experiment) -> Derived:

@@ -37,7 +37,10 @@ class ClusterSettings(BaseModel):
         "as many as it began with.",
     )
     threads_per_worker: int = Field(
-        default=1, ge=1, description="Items one worker computes at the same time, one thread each."
+        default=1,
+        ge=1,
+        description="Items one worker computes at the same time, one thread each; where an inversion has fewer groups "
+        "of shots in an iteration, threads share them.",
     )
     address: str | None = Field(
         default=None,
@@ -132,10 +135,11 @@ class ClusterSettings(BaseModel):
                 )
         return self
 
-    def placed(self, gpus: int, items: int | None = None) -> Self:
+    def placed(self, gpus: int, busy: int | None = None) -> Self:
         """Return these settings without 'auto', for a machine with so many GPUs that can be used.
 
-        items   of an iteration: 'auto' starts no more workers than can have one, or min_workers; None is not known
+        busy    workers that an iteration has something to do for: 'auto' starts no more, but min_workers if that is
+                more; None is not known
 
         The GPUs of a Ray cluster that runs already are not known here: 'auto' takes its nodes to be like this machine,
         and 'cuda' leaves the count to the group.
@@ -153,8 +157,7 @@ class ClusterSettings(BaseModel):
         workers = self.workers
         if workers == "auto":
             workers = max(1, gpus) if device == "cuda" else self.worker_count()
-            if items is not None:
-                busy = -(-items // self.threads_per_worker)
+            if busy is not None:
                 workers = min(workers, max(busy, self.min_workers or 1))
         return self.model_copy(update={"device": device, "workers": workers})
 

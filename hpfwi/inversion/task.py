@@ -85,6 +85,7 @@ class InversionTask:
         self._stage = self._stages[-1]
         self._listener = self.simulator  # predicts what this stage compares
         self.groups = groups_of_shots(survey.shots, config.inversion.shots_per_item)
+        self.items_per_iteration = config.inversion.items_per_iteration or len(self.groups)
         self.parameterisation = build_parameterisation(
             config.inversion.parameterisation,
             initial,
@@ -119,8 +120,10 @@ class InversionTask:
         self._velocity = self._model.detach()
         self._look_for_skips = iteration % self._config.inversion.diagnostics_every == 0
 
-    def gradient(self, shots: Sequence[int]) -> tuple[NDArray[np.float32], dict[str, float]]:
+    def gradient(self, shots: Sequence[int], *, threads: int = 1) -> tuple[NDArray[np.float32], dict[str, float]]:
         """dJ/dm of some shots, float32[z, x] per m/s, and what they add up to.
+
+        threads     compute them together on the CPU; the bits do not depend on it
 
         The numbers are `residual_energy` and `observed_energy`, sums of squares in units of observed_rms², and, in the
         iterations of diagnostics, `skipped_share`. May be called from several threads at once.
@@ -128,7 +131,7 @@ class InversionTask:
         assert self._velocity is not None  # begin comes first
         velocity = self._velocity.clone().requires_grad_()
         observed = self._observed_of(tuple(shots))
-        predicted = self._compared(self._listener.predict(velocity, shots), shots)
+        predicted = self._compared(self._listener.predict(velocity, shots, threads), shots)
         misfit = l2(predicted, observed) / self._rms**2
         (gradient,) = torch.autograd.grad(misfit, velocity)
         scalars = {

@@ -186,7 +186,7 @@ def generate(
             ConfigError: more GPUs asked for than there are
     """
     missing = writer.missing()
-    cluster = placed(cluster, usable_gpus(), len(missing))
+    cluster = placed(cluster, usable_gpus(), busy=len(missing))
     factory = partial(ShardTask, writer, settings, cluster.device)
     if missing:
         with start_generation(factory, cluster) as group, _watched(writer, progress):

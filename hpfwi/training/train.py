@@ -72,7 +72,8 @@ def cluster_of(config: TrainConfig, gpus: int | None = None) -> ClusterSettings:
 
     raises  ConfigError: device="cuda" where there are too few
     """
-    return placed(config.cluster, _gpus() if gpus is None else gpus, config.training.slices)
+    busy = -(-config.training.slices // config.cluster.threads_per_worker)
+    return placed(config.cluster, _gpus() if gpus is None else gpus, busy)
 
 
 def _gpus() -> int:

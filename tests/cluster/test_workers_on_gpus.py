@@ -96,8 +96,8 @@ def test_more_workers_than_gpus_are_refused(connection: Any) -> None:
 def test_where_workers_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
-    def placed(gpus: int, items: int | None = None, **asked: Any) -> tuple[str, int]:
-        found = ClusterSettings(**asked).placed(gpus, items)
+    def placed(gpus: int, busy: int | None = None, **asked: Any) -> tuple[str, int]:
+        found = ClusterSettings(**asked).placed(gpus, busy)
         assert isinstance(found.workers, int)
         return found.device, found.workers
 
@@ -112,13 +112,12 @@ def test_where_workers_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert placed(8, device="cuda") == ("cuda", 8)
     assert placed(8, device="cuda", workers=8) == ("cuda", 8)
     # Nobody is started for nothing, unless somebody asks for it.
-    assert placed(0, items=1) == ("cpu", 1)
-    assert placed(8, items=3) == ("cuda", 3)
-    assert placed(8, items=5, threads_per_worker=2) == ("cuda", 3)
-    assert placed(8, items=100) == ("cuda", 8)
-    assert placed(8, items=3, min_workers=6) == ("cuda", 6)
-    assert placed(4, items=3, min_workers=6) == ("cuda", 4)
-    assert placed(8, items=3, workers=7) == ("cuda", 7)
+    assert placed(0, busy=1) == ("cpu", 1)
+    assert placed(8, busy=3) == ("cuda", 3)
+    assert placed(8, busy=100) == ("cuda", 8)
+    assert placed(8, busy=3, min_workers=6) == ("cuda", 6)
+    assert placed(4, busy=3, min_workers=6) == ("cuda", 4)
+    assert placed(8, busy=3, workers=7) == ("cuda", 7)
     for gpus, asked in ((0, "auto"), (0, 0), (8, 9)):
         with pytest.raises(StartFailed, match=r"device = 'cuda' needs \d GPUs? for .* has (none|8) that can be used"):
             placed(gpus, device="cuda", workers=asked)

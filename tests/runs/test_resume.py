@@ -151,3 +151,22 @@ def test_a_finished_run_is_not_run_again(reference: Any) -> None:
     assert {path: path.stat().st_mtime_ns for path in reference.path.rglob("*") if path.name != "lock"} == {
         path: time for path, time in before.items() if path.name != "lock"
     }
+
+
+def test_threads_that_share_a_shot_change_no_bit(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpfwi import parallel
+    from hpfwi.inversion.task import InversionTask
+
+    whole, seen = InversionTask.gradient, set()
+
+    def watched(self: InversionTask, shots: Any, *, threads: int = 1) -> Any:
+        seen.add(threads)
+        return whole(self, shots, threads=threads)
+
+    monkeypatch.setattr(InversionTask, "gradient", watched)
+    ended = []
+    for threads in (1, 4):
+        monkeypatch.setattr(parallel, "local_threads", lambda settings, threads=threads: threads)
+        ended.append(run(tmp_path / f"{threads}", inversion__shots_per_iteration=2))
+    assert seen == {1, 2}
+    assert ended[0].bits == ended[1].bits

@@ -62,8 +62,8 @@ class Factory:
     def __init__(self, build: Callable[..., Any], orders: Path) -> None:
         self._build, self._orders = build, orders
 
-    def __call__(self, run: str, device: str) -> Mortal:
-        return Mortal(self._build(run, device), self._orders)
+    def __call__(self, *arguments: Any) -> Mortal:
+        return Mortal(self._build(*arguments), self._orders)
 
 
 class Lent:
