@@ -88,7 +88,7 @@ def generate(
     from hpfwi.synthetic.dataset import DatasetSettings, family_modelling
     from hpfwi.synthetic.families import default_shape
 
-    cluster = _cluster(workers, device)
+    cluster = cluster_for(workers, device)
     test_samples = samples // 10 if test is None else test
     if test_samples > samples:
         raise ConfigError(f"--test {test_samples} is more than the {samples} pairs there are: give at most {samples}.")
@@ -158,7 +158,7 @@ def slices(
     if velocity_unit not in (None, "m/s", "km/s"):
         raise ConfigError(f"--unit {velocity_unit} is no unit of velocity; give m/s or km/s.")
     modelling = modelling_with(overrides or [])
-    cluster = _cluster(workers, device)
+    cluster = cluster_for(workers, device)
     found = cut_slices(model, settings, modelling, velocity_unit=velocity_unit, limits=(train, test))
     counts = ", ".join(f"{len(split)} {name}" for name, split in found.splits.items())
     _make(out, found, cluster, float16, compress, shard_samples, f"{model.name}: {counts} windows with edges", "")
@@ -214,7 +214,7 @@ def _two(option: str, text: str | None) -> tuple[int, int] | None:
     return int(first), int(second)
 
 
-def _cluster(workers: str, device: Processor) -> Any:
+def cluster_for(workers: str, device: Processor) -> Any:
     """Settings of so many workers there; raises ConfigError for what is no number of workers."""
     from hpfwi.parallel import ClusterSettings
 

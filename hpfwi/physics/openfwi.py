@@ -16,12 +16,13 @@ top of a map is fast, because the sponge is made for the slowest velocity: a wal
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpfwi.errors import DataError
 from hpfwi.physics.device import Device
@@ -34,6 +35,9 @@ from hpfwi.physics.survey import Survey
 SLOWEST_MPS = 1500.0
 FASTEST_MPS = 4500.0
 """Range of OpenFWI's velocities, m/s."""
+
+CPML_CELLS = 20
+"""Width of the C-PML that may take the sponge's place."""
 
 WAVELET_LENGTH = 2.2
 """Length of the wavelet in periods of its peak frequency, before rounding to an odd number of samples."""
@@ -59,6 +63,28 @@ class OpenFwiSettings(BaseModel):
     def samples(self) -> int:
         """Samples per trace."""
         return -(-self.steps // self.keep_every)
+
+
+def modelling_of(physics: Mapping[str, Any], records_shape: tuple[int, int, int]) -> OpenFwiSettings:
+    """How the records of a store of pairs were made, as far as its physics say.
+
+    records_shape   (shot, time, receiver) of a sample
+    raises          DataError: they do not say
+
+    >>> modelling_of({"recipe": "openfwi"}, (5, 1000, 70)) == OpenFwiSettings()
+    True
+    """
+    try:
+        if "scheme" in physics:
+            return OpenFwiSettings.model_validate(physics["scheme"])
+        if physics.get("recipe") == "openfwi":
+            return OpenFwiSettings(shots=records_shape[0], steps=records_shape[1])
+    except ValidationError as error:
+        raise DataError(f"its scheme is not one of this program ({error.errors()[0]['msg'].lower()}).") from error
+    raise DataError(
+        "the store does not say how they were made; take pairs of `hpfwi data generate`, `data slices` or "
+        "`data convert openfwi`."
+    )
 
 
 def openfwi_wavelet(settings: OpenFwiSettings) -> NDArray[np.float64]:
@@ -95,6 +121,8 @@ class OpenFwiSimulator:
     shape        rows and columns of the maps
     store_every  as in `ModellingSettings`; 1 gives the exact discrete gradient
     device       as in `Simulator`
+    boundary     "sponge" as OpenFWI's records were made; "cpml" takes CPML_CELLS cells of C-PML in its place, which
+                 absorb better: records differ by what the sponge lets return
 
     raises  DataError: depth_cells below the maps, a wavelet cut off before its peak
             ConfigError: device="cuda" without a GPU that can be used
@@ -108,6 +136,7 @@ class OpenFwiSimulator:
         *,
         store_every: int | Literal["auto"] = "auto",
         device: Device = "auto",
+        boundary: Literal["sponge", "cpml"] = "sponge",
     ) -> None:
         self.settings = settings = OpenFwiSettings() if settings is None else settings
         self.grid = Grid(shape, (settings.spacing_m, settings.spacing_m))
@@ -129,8 +158,8 @@ class OpenFwiSimulator:
             np.broadcast_to(drive, (settings.shots, 1, len(drive))).astype(np.float32),
             ModellingSettings(
                 order=4,
-                absorbing_cells=settings.absorbing_cells,
-                boundary="sponge",
+                absorbing_cells=settings.absorbing_cells if boundary == "sponge" else CPML_CELLS,
+                boundary=boundary,
                 free_surface=False,
                 substeps=1,
                 store_every=store_every,

@@ -185,9 +185,24 @@ def generate(
     raises  hpfwi_cluster.errors.ClusterError: no workers, or a shard that cannot be computed or written
             ConfigError: more GPUs asked for than there are
     """
+    return write_shards(writer, partial(ShardTask, writer, settings), cluster, progress, say)
+
+
+def write_shards(
+    writer: PairsWriter,
+    task: Callable[[Device], ShardWriter],
+    cluster: ClusterSettings,
+    progress: Callable[[int, int], None],
+    say: Callable[[str], None],
+) -> PairStore:
+    """Have workers write the shards that a store misses, and finish it.
+
+    task      builds what a rank does on such a device; picklable where there are workers
+    cluster, progress, say, raises   as `generate`
+    """
     missing = writer.missing()
     cluster = placed(cluster, usable_gpus(), busy=len(missing))
-    factory = partial(ShardTask, writer, settings, cluster.device)
+    factory = partial(task, cluster.device)
     if missing:
         with start_generation(factory, cluster) as group, _watched(writer, progress):
             while missing:
@@ -204,13 +219,10 @@ def generate(
     return writer.finish()
 
 
-class ShardTask:
-    """A rank's part in a data set: an item is the number of a shard's first sample, its work is to write the shard."""
+class ShardWriter:
+    """A rank's part in a store: an item is the number of a shard's first sample, its work is to write the shard."""
 
-    def __init__(self, writer: PairsWriter, settings: MapSource, device: Device = "auto") -> None:
-        self._writer = writer
-        self._settings = settings
-        self._simulator = OpenFwiSimulator(settings.shape, settings.modelling, device=device)
+    writer: PairsWriter
 
     def begin(self, iteration: int) -> None:
         """Nothing to get ready."""
@@ -218,18 +230,14 @@ class ShardTask:
     def compute(self, item: int) -> ItemResult:
         """Make the samples of a shard and write it."""
         # The items of a lost worker come back, but what it had written is there.
-        for shard in self._writer.missing():
+        for shard in self.writer.missing():
             if shard.start == item:
-                self._writer.write(item, *self.pairs(shard))
+                self.writer.write(item, *self.pairs(shard))
         return ItemResult(np.zeros(1), {})
 
     def pairs(self, samples: range) -> tuple[np.ndarray, np.ndarray]:
         """Records float32[n, shot, time, receiver] and models float32[n, z, x] of some samples."""
-        settings = self._settings
-        models = np.empty((len(samples), *settings.shape), np.float32)
-        for row, sample in enumerate(samples):
-            models[row] = settings.velocity(sample)
-        return self._simulator.records_of(models), models
+        raise NotImplementedError
 
     def finish(self, iteration: int, total: np.ndarray | None) -> None:
         """Nothing to advance."""
@@ -240,6 +248,22 @@ class ShardTask:
 
     def load_state(self, state: State) -> None:
         """Nothing to take over."""
+
+
+class ShardTask(ShardWriter):
+    """A rank's part in a generated data set: maps of a source, and their records."""
+
+    def __init__(self, writer: PairsWriter, settings: MapSource, device: Device = "auto") -> None:
+        self.writer = writer
+        self._settings = settings
+        self._simulator = OpenFwiSimulator(settings.shape, settings.modelling, device=device)
+
+    def pairs(self, samples: range) -> tuple[np.ndarray, np.ndarray]:
+        settings = self._settings
+        models = np.empty((len(samples), *settings.shape), np.float32)
+        for row, sample in enumerate(samples):
+            models[row] = settings.velocity(sample)
+        return self._simulator.records_of(models), models
 
 
 @contextmanager

@@ -1,0 +1,199 @@
+"""Whose proposals are refined, and against which records: what every worker opens for itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpfwi.errors import ConfigError, DataError
+from hpfwi.physics.openfwi import OpenFwiSettings, OpenFwiSimulator, modelling_of
+from hpfwi.refinement.settings import RefinementSettings
+from hpfwi.store.openfwi import PairStore, open_pairs
+from hpfwi.training.replicas import weights_of
+from hpfwi.training.settings import split_of
+from hpfwi.training.trained import Trained, Which, open_trained, require_same_pairs
+
+GEOMETRY = ("dx_m", "dz_m", "dt_s", "peak_hz", "sources_m", "receivers_m")
+"""What a network has learnt about the physics of its records without being told."""
+
+
+@dataclass(frozen=True)
+class RefinementSource:
+    """A trained network and the records that its proposals are refined against; can be pickled.
+
+    run, which      whose weights, of which checkpoint
+    weights_sha256  that checkpoint's, see `weights_digest`
+    data            store of the records
+    samples         of that store
+    modelling       how its records were made
+    known           whether its models are true ones, by which a refinement can be judged
+    provenance      what the refined pairs are a function of, plain JSON values
+    """
+
+    run: Path
+    which: Which
+    weights_sha256: str
+    data: Path
+    samples: range
+    modelling: OpenFwiSettings
+    settings: RefinementSettings
+    known: bool
+    provenance: Mapping[str, Any]
+
+    def store(self) -> PairStore:
+        """The records; raises DataError where others lie there by now."""
+        store = open_pairs(self.data)
+        if store.manifest["sha256"] != self.provenance["records"]["sha256"]:
+            raise DataError(f"{self.data} was replaced while its records were refined; put it back, or begin anew.")
+        return store
+
+    def trained(self, device: str = "cpu") -> Trained:
+        """The network; raises DataError where the run has another checkpoint by now."""
+        trained = open_trained(self.run, self.which, device=device)
+        if weights_digest(trained) != self.weights_sha256:
+            raise DataError(
+                f"The {self.which} weights of {self.run} are others than those this refinement began with: take "
+                "--checkpoint of a run that is finished, or begin anew under another name."
+            )
+        return trained
+
+    def simulator(self, shape: tuple[int, int], device: Any, *, exact: bool) -> OpenFwiSimulator:
+        """What models are refined with, or, if exact, what made the records."""
+        cpml = not exact and self.settings.boundary == "cpml"
+        return OpenFwiSimulator(shape, self.modelling, boundary="cpml" if cpml else "sponge", device=device)
+
+
+def weights_digest(trained: Trained) -> str:
+    """sha256 of a network's weights, and of the configuration that decides what it makes of records."""
+    total = hashlib.sha256()
+    training = trained.config.training
+    total.update(trained.config.network.model_dump_json().encode())
+    total.update(training.normalisation.model_dump_json().encode())
+    for name, value in sorted(weights_of(trained.network).items()):
+        array = np.ascontiguousarray(value.detach().cpu().numpy())
+        total.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def open_source(
+    run: Path,
+    data: Path,
+    settings: RefinementSettings,
+    *,
+    split: str = "train",
+    samples: int | None = None,
+    which: Which = "best",
+    say: Callable[[str], None] = lambda sentence: None,
+) -> RefinementSource:
+    """Look whether a run's proposals for a store's records can be refined.
+
+    split       of the store whose samples are refined
+    samples     how many of them, from the first; None takes all
+    say         called with a sentence about what could not be looked at
+
+    raises      ConfigError: not a training run, a network that does not predict m/s, no such split, too few samples
+                DataError: no checkpoint, records of another shape or geometry than the network was trained on, or whose
+                modelling is not known
+    """
+    run, data = run.absolute(), data.absolute()  # workers may start in another folder
+    trained = open_trained(run, which)
+    config = trained.config
+    if config.training.normalisation.normalisation == "per-sample":
+        raise ConfigError(
+            f"{run} was trained on each sample's own range ('per-sample') and proposes shapes, not m/s, which waves "
+            "cannot be modelled in; train with training.normalisation.normalisation = 'range'."
+        )
+    store = open_pairs(data)
+    shapes = (store.records_shape, store.model_shape)
+    if shapes != (trained.records_shape, config.network.model_shape):
+        raise DataError(
+            f"{data} has records {list(shapes[0])} and models {list(shapes[1])}, and the network of {run} was trained "
+            f"on {list(trained.records_shape)} and {list(config.network.model_shape or ())}; give records of its shape."
+        )
+    modelling = _modelling(store)
+    _require_same_geometry(trained, run, store, say)
+    chosen = split_of(store, split)
+    if samples is not None and samples > len(chosen):
+        raise ConfigError(
+            f"-n {samples} is more than the {len(chosen)} samples of split {split!r} of {data}; give at most that many."
+        )
+    digest = weights_digest(trained)
+    chosen = chosen[:samples]
+    return RefinementSource(
+        run=run,
+        which=which,
+        weights_sha256=digest,
+        data=data,
+        samples=chosen,
+        modelling=modelling,
+        settings=settings,
+        known="refinement" not in store.manifest.get("provenance", {}),
+        provenance={
+            "refinement": settings.model_dump(mode="json"),
+            "run": config.name,
+            "network": config.network.name,
+            "step": trained.step,
+            "weights_sha256": digest,
+            "records": {
+                "family": store.family,
+                "sha256": store.manifest["sha256"],
+                "samples": [chosen.start, chosen.stop],
+            },
+        },
+    )
+
+
+def _modelling(store: PairStore) -> OpenFwiSettings:
+    """How a store's records were made; raises DataError where it does not say, or says what is not so."""
+    try:
+        modelling = modelling_of(store.physics, store.records_shape)
+        simulator = OpenFwiSimulator(store.model_shape, modelling)
+    except DataError as error:
+        raise DataError(f"The records of {store.path} cannot be modelled: {error}") from error
+    said, made = store.physics, simulator.physics
+    differs = [name for name in GEOMETRY if not _agree(said.get(name), made[name])]
+    if simulator.records_shape != store.records_shape or differs:
+        what = ", ".join(differs) or f"records of shape {list(store.records_shape)}"
+        raise DataError(
+            f"The records of {store.path} cannot be modelled: the recipe that it names does not give its {what}; make "
+            "the store again."
+        )
+    return modelling
+
+
+def _require_same_geometry(trained: Trained, run: Path, store: PairStore, say: Callable[[str], None]) -> None:
+    """Raise DataError where records were made with another geometry, time step or wavelet than those that trained."""
+    began_with = Path(trained.config.data.pairs)
+    try:
+        found = open_pairs(began_with)
+        require_same_pairs(run, found)
+    except DataError:
+        say(f"The pairs that trained {run.name} are not in {began_with} any more; only shapes could be compared.")
+        return
+    physics = found.physics
+    differs = [name for name in GEOMETRY if not _agree(physics.get(name), store.physics.get(name))]
+    if differs:
+        name = differs[0]
+        raise DataError(
+            f"{store.path} has {name} = {_short(store.physics[name])} and the pairs that trained {run} had "
+            f"{_short(physics[name])}: what the network learnt does not hold there; give records of the same modelling."
+        )
+
+
+def _agree(first: Any, second: Any) -> bool:
+    """Whether two values, or lists of positions, are the same to rounding; one that is not known agrees with all."""
+    if first is None or second is None:
+        return True
+    one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-6, atol=0.0))
+
+
+def _short(value: Any) -> str:
+    """A value for a sentence; of a list its length."""
+    return f"{len(value)} positions" if isinstance(value, list) else f"{value:g}"
