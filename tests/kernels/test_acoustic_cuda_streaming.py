@@ -1,5 +1,6 @@
 """The streaming kernels: their source and their host code run on the processor against the reference."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hpfwi_kernels.acoustic import Memory, Scheme, cuda, cuda_streaming, cuda_streaming_layout, off_grid
+from hpfwi_kernels.errors import ModelError
 from tests.kernels.cuda_on_cpu import Processor, Survey, distance, right_answers
 from tests.kernels.cupy_on_cpu import operation_on
 
@@ -232,3 +234,9 @@ def test_what_is_broken_is_seen(name: str, tmp_path: Path) -> None:
     with np.errstate(all="ignore"):
         results = [streamed(broken, survey, order=order, gradient=False)[0] for order in (0, 1)]
     assert max(distance(np.nan_to_num(result, nan=1e30), expected) for result in results) > 1e-3
+
+
+def test_more_shots_than_a_launch_has_room_for_are_refused() -> None:
+    outline = replace(survey_of(shape=SMALL).problem, shots=65536)
+    with pytest.raises(ModelError, match=r"65536 shots .* more than the 65535 .* fewer at a time"):
+        cuda_streaming_layout.Layout(outline, "forward", rewinds=False)

@@ -34,6 +34,8 @@ SHORTEST_RUN = 32
 STEPS_IN_GRAPH = 16
 """At least; a period holds a whole number of store_every, and an even number of steps."""
 EXTRA_BLOCKS = 1024
+MOST_SHOTS = 65535
+"""CUDA's limit for the second size of a launch's blocks."""
 
 _POINTERS = (
     ("field", 2), ("psi", 2), ("zeta", 2), ("past", 2), ("factor", 1), ("damping", 1), ("sponges", 1), ("profile", 1),
@@ -119,6 +121,11 @@ class Layout:
             raise ModelError(
                 f"A padded model of {' x '.join(map(str, problem.shape))} cells has {problem.cells}, more than the "
                 f"{2**31 - 1} that cells are numbered with; cut the model, or take a larger spacing."
+            )
+        if problem.shots > MOST_SHOTS:
+            raise ModelError(
+                f"{problem.shots} shots are streamed through memory in one call, more than the {MOST_SHOTS} that a "
+                "launch has room for; propagate fewer at a time."
             )
         self.problem, self.direction, self.rewinds = problem, direction, rewinds
         flat = problem.dimensions == 2
