@@ -81,7 +81,8 @@ def cases(question: str) -> list[tuple[str, str, int]]:
     if question == "bands":
         both = [(start, kind, 0) for kind in ("pixel", "pixel-bands", "s-denorm-bands") for start in STARTS]
         linear = [("linear", kind, 0) for kind in OPTIONS if kind.startswith("pixel") and kind != "pixel-bands"]
-        return [*both, *linear, ("smooth", "pixel-tv-0.03", 0)]
+        seeds = [(start, "s-denorm-bands", seed) for seed in SEEDS[1:] for start in ("linear", "smooth")]
+        return [*both, *linear, *seeds, ("smooth", "pixel-tv-0.03", 0)]
     seeded = [(start, kind, seed) for seed in SEEDS for start in STARTS for kind in SEEDED]
     single = [(start, kind, 0) for kind in SINGLE for start in STARTS]
     return seeded[:6] + single + seeded[6:]

@@ -44,7 +44,10 @@ app.add_typer(data_app, name="data")
 _verb = verb_of(app)
 
 Source = Annotated[
-    str, typer.Argument(metavar="RUN.TOML", help="A TOML file, or a recipe: demo, marmousi_smooth, marmousi_linear.")
+    str,
+    typer.Argument(
+        metavar="RUN.TOML", help="A TOML file, or a recipe: demo, marmousi_smooth, marmousi_linear, marmousi_bands."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -197,8 +200,8 @@ def config(
 ) -> None:
     """Print every option, its meaning and its origin.
 
-    The output is TOML that can be edited and run. Recipes: demo, marmousi_smooth, marmousi_linear, and those of
-    `hpfwi train`.
+    The output is TOML that can be edited and run. Recipes: demo, marmousi_smooth, marmousi_linear, marmousi_bands,
+    and those of `hpfwi train`.
     """
     from hpfwi.config import describe, load_config
     from hpfwi.training.settings import is_training, load_train_config

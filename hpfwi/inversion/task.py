@@ -156,9 +156,6 @@ class InversionTask:
         self._model.backward(torch.from_numpy(gradient).to(self._model.dtype))
         self.optimiser.step()
         self.parameterisation.after_step(iteration, self.optimiser)
-        if stage_at(self._stages, iteration + 1) is not stage_at(self._stages, iteration):
-            # Gradients of another band have another size, by which Adam's memory would stretch the first steps.
-            self.optimiser.state.clear()
         self._model = self._velocity = None
 
     def _smooth(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:

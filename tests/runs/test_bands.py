@@ -107,13 +107,14 @@ def test_the_gradient_is_that_of_the_band(banded: Any) -> None:
     assert abs(slopes[0] - slopes[1]) > 0.1 * abs(slopes[1])
 
 
-def test_adam_forgets_the_band_before(banded: Any) -> None:
+def test_adam_keeps_its_memory_from_band_to_band(banded: Any) -> None:
+    """Measured on Marmousi: networks are thrown back by a fresh start, and pixels gain little by one."""
     task = task_at("initial", banded)
     for iteration in range(6):
         task.begin(iteration)
         task.advance(iteration, np.ones((24, 40)))
-        steps = [value for name, value in task.state().items() if name.endswith("/step")]
-        assert [int(step) for step in steps] == ([] if iteration in (1, 4) else [{0: 1, 2: 1, 3: 2, 5: 1}[iteration]])
+        steps = [int(value) for name, value in task.state().items() if name.endswith("/step")]
+        assert steps == [iteration + 1]
 
 
 def test_what_a_run_says_of_its_bands(banded: Any) -> None:

@@ -27,11 +27,11 @@ from hpfwi.store.gathers import GathersStore, open_gathers, write_gathers
 SPIKE = (12, 20)
 
 
-def task_of(reference: Any, observed: GathersStore, *overrides: str) -> InversionTask:
-    """A replica of the reference run with other options or gathers."""
+def task_of(reference: Any, observed: GathersStore, *overrides: str, model: str = "initial") -> InversionTask:
+    """A replica of the reference run with other options or gathers, at one of its models."""
     config, _ = load_config(reference.path / "config.toml", overrides)
     grid = Grid((24, 40), (15.0, 15.0))
-    return InversionTask(config, EarthModel(reference.array("model/initial"), grid), observed, 1e-3, device="cpu")
+    return InversionTask(config, EarthModel(reference.array(f"model/{model}"), grid), observed, 1e-3, device="cpu")
 
 
 def moved(task: InversionTask, spike: tuple[int, int]) -> np.ndarray:
@@ -102,6 +102,10 @@ def test_what_is_muted_does_not_count_in_either_gather(misfit: str, reference: A
     assert np.array_equal(found[MUTE, True][0], found[MUTE, False][0])
     assert found[MUTE, True][1] == found[MUTE, False][1]
     assert not np.allclose(found[(), True][0], found[(), False][0], rtol=0.1)
+    at_truth = task_of(reference, store, *pixel, *MUTE, model="true")
+    at_truth.begin(0)
+    numbers = at_truth.gradient([2])[1]
+    assert numbers["residual_energy"] < 1e-6 * numbers["observed_energy"]
     muted = task_of(reference, store, *pixel, *MUTE)
     gradient, energies = found[MUTE, False][0], []
     way = np.sign(gradient) * (np.abs(gradient) > 0.2 * np.abs(gradient).max())
