@@ -47,9 +47,9 @@ OPTIONS = {
     "pretrain-10mps": (f"{KIND}pretrain",),
     "pixel-bands": (f"{KIND}pixel", f"{CORNERS}[4.0, 6.0, 9.0]"),
     "pixel-bands-3-5-8": (f"{KIND}pixel", f"{CORNERS}[3.0, 5.0, 8.0]"),
-    "pixel-tv-0.01": (f"{KIND}pixel", f"{TV}0.01"),
     "pixel-tv-0.03": (f"{KIND}pixel", f"{TV}0.03"),
     "pixel-tv-0.1": (f"{KIND}pixel", f"{TV}0.1"),
+    "pixel-tv-0.01": (f"{KIND}pixel", f"{TV}0.01"),
     "pixel-bands-tv-0.03": (f"{KIND}pixel", f"{CORNERS}[4.0, 6.0, 9.0]", f"{TV}0.03"),
     "s-denorm-bands": (f"{KIND}s-denorm", f"{CORNERS}[4.0, 6.0, 9.0]"),
 }
@@ -80,9 +80,9 @@ def cases(question: str) -> list[tuple[str, str, int]]:
     """(start, kind, seed) of every run of a question, those that carry it first."""
     if question == "bands":
         both = [(start, kind, 0) for kind in ("pixel", "pixel-bands", "s-denorm-bands") for start in STARTS]
-        linear = [("linear", kind, 0) for kind in OPTIONS if kind.startswith("pixel") and kind != "pixel-bands"]
-        seeds = [(start, "s-denorm-bands", seed) for seed in SEEDS[1:] for start in ("linear", "smooth")]
-        return [*both, *linear, *seeds, ("smooth", "pixel-tv-0.03", 0)]
+        seeds = [("linear", "s-denorm-bands", seed) for seed in SEEDS[1:]]
+        others = [("linear", kind, 0) for kind in OPTIONS if kind.startswith("pixel") and kind != "pixel-bands"]
+        return [*both, *seeds, *others]
     seeded = [(start, kind, seed) for seed in SEEDS for start in STARTS for kind in SEEDED]
     single = [(start, kind, 0) for kind in SINGLE for start in STARTS]
     return seeded[:6] + single + seeded[6:]

@@ -313,7 +313,8 @@ def _drive(config: RunConfig, run: RunFolder, *, going_on: bool) -> None:
 
 def _summary(path: Path, outcome: Outcome, page: Path) -> list[str]:
     """The last lines of a run: what changed, what to think of it, and where to look."""
-    lines = [f"Misfit       {outcome.misfit_first:.4g} → {outcome.misfit_last:.4g} of the observed energy"]
+    of_band = f", whole band, from iteration {outcome.last_band} on" if outcome.last_band else ""
+    lines = [f"Misfit       {outcome.misfit_first:.4g} → {outcome.misfit_last:.4g} of the observed energy{of_band}"]
     if outcome.mse_first_kmps2 is not None and outcome.mse_last_kmps2 is not None:
         change = f"{outcome.mse_first_kmps2:.4g} → {outcome.mse_last_kmps2:.4g}"
         lines.append(f"Model error  {change} (km/s)², mean square")

@@ -270,7 +270,8 @@ class _Run:
         for verdict in judged:
             self._log("verdict", **dataclasses.asdict(verdict))
         passes = course.misfit_of_passes
-        outcome = Outcome(self.done, self.seconds, passes[0], passes[-1], errors[0], errors[1], signatures.say(judged))
+        ends = (passes[0], passes[-1], course.stage_first)
+        outcome = Outcome(self.done, self.seconds, *ends, errors[0], errors[1], signatures.say(judged))
         self.folder.event("done", iterations=self.done, seconds=self.seconds)
         self.folder.done(dataclasses.asdict(outcome))
         return outcome

@@ -14,6 +14,7 @@ class Outcome:
     """How a finished run ended.
 
     misfit_*      Σ residual² / Σ observed² of the first and of the last pass through the shots, in the last band
+    last_band     the iteration with which that band begins
     mse_*_kmps2   mean squared velocity error at the start and at the end, (km/s)², None without a true model
     verdict       the failure signatures in words
     """
@@ -22,6 +23,7 @@ class Outcome:
     seconds: float
     misfit_first: float
     misfit_last: float
+    last_band: int
     mse_first_kmps2: float | None
     mse_last_kmps2: float | None
     verdict: str

@@ -43,7 +43,7 @@ class FakeInversion:
 
 
 class Outcome:
-    misfit_first, misfit_last = 0.5, 0.025
+    misfit_first, misfit_last, last_band = 0.5, 0.025, 0
     mse_first_kmps2: float | None = 0.248
     mse_last_kmps2: float | None = 0.112
     verdict = "No sign of blurring.\nToo little to judge the rest."

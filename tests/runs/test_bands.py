@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from hpfwi.cli import _summary
 from hpfwi.config import load_config
 from hpfwi.errors import ConfigError
 from hpfwi.experiment import build_experiment
 from hpfwi.figures.record import read_record
 from hpfwi.inversion.bands import stage_at, stages_of
+from hpfwi.inversion.outcome import Outcome
 from hpfwi.inversion.task import InversionTask
 from hpfwi.physics.bands import band_passed, delay_s
 from hpfwi.physics.grid import Grid
@@ -130,6 +132,8 @@ def test_what_a_run_says_of_its_bands(banded: Any) -> None:
     assert '<th scope="row">up to 20 Hz</th><td>2 to 4</td>' in page
     outcome = json.loads((banded.path / "done.json").read_text())  # speaks of the last band alone
     assert (outcome["misfit_first"], outcome["misfit_last"]) == (iterations[5]["misfit"], iterations[7]["misfit"])
+    lines = _summary(banded.path, Outcome(**outcome), banded.path)
+    assert lines[0].endswith("of the observed energy, whole band, from iteration 5 on")
     kept = [path.name for path in sorted((banded.path / "checkpoints").iterdir())]
     assert kept == ["iteration-00000006", "iteration-00000008"]  # none of a low band as the best
 
