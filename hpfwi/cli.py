@@ -18,6 +18,7 @@ from hpfwi.cli_bench import register as register_bench
 from hpfwi.cli_cluster import register as register_cluster
 from hpfwi.cli_data import app as data_app
 from hpfwi.cli_field import register as register_field
+from hpfwi.cli_refine import register as register_refinement
 from hpfwi.cli_train import register as register_training
 from hpfwi.errors import ConfigError, HpfwiError, Stopped
 from hpfwi.verbs import verb_of
@@ -194,18 +195,23 @@ def plan(source: Source, model: Model = None, overrides: Overrides = None, worke
 @_verb
 def config(
     source: Annotated[
-        str | None, typer.Argument(metavar="RUN.TOML", help="A TOML file or a recipe; without it, the defaults.")
+        str | None,
+        typer.Argument(metavar="RUN.TOML", help="A TOML file, a recipe, or `refine`; without it, the defaults."),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Print every option, its meaning and its origin.
 
     The output is TOML that can be edited and run. Recipes: demo, marmousi_smooth, marmousi_linear, marmousi_bands,
-    and those of `hpfwi train`.
+    and those of `hpfwi train`. `hpfwi config refine` prints the options of `hpfwi refine`.
     """
     from hpfwi.config import describe, load_config
+    from hpfwi.refinement.settings import load_refinement
     from hpfwi.training.settings import is_training, load_train_config
 
+    if source == "refine" and not Path(source).exists():
+        typer.echo(describe(*load_refinement(overrides or [])), nl=False)
+        return
     read = load_train_config if is_training(source) else load_config
     config, origins = read(source, _overrides(overrides))
     typer.echo(describe(config, origins), nl=False)
@@ -336,6 +342,7 @@ def _console() -> Console:
 
 register_field(app, data_app)
 register_training(app)
+register_refinement(app)
 register_cluster(app)
 register_bench(app)
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from hpfwi import __version__
-from hpfwi.parallel import ClusterSettings
+from hpfwi.errors import DataError
+from hpfwi.parallel import ClusterError, ClusterSettings
 from hpfwi.physics.device import Device
 from hpfwi.refinement.refine import refine
 from hpfwi.refinement.source import RefinementSource
@@ -71,11 +72,16 @@ def refine_pairs(
     look      called before every iteration where this process refines itself (`workers = 0`); what it raises ends that
               sample
 
-    raises  hpfwi_cluster.errors.ClusterError: no workers, or a shard that cannot be computed or written
-            ConfigError: more GPUs asked for than there are; DataError: the network or the records were replaced
+    raises  DataError: a sample that cannot be refined or written, a network or records that were replaced
+            hpfwi_cluster.errors.ClusterError: no workers; ConfigError: more GPUs asked for than there are
     """
     here = look if cluster.workers == 0 else None  # other processes are ended from outside
-    store = write_shards(writer, partial(RefinementTask, writer, source, here), cluster, progress, say)
+    try:
+        store = write_shards(writer, partial(RefinementTask, writer, source, here), cluster, progress, say)
+    except ClusterError as error:
+        if DataError.__name__ in str(error):
+            raise DataError(f"Refining cannot go on: {error}") from error
+        raise
     return store, finish_rows(store.path)
 
 
@@ -107,10 +113,14 @@ class RefinementTask(ShardWriter):
         for row, sample in enumerate(samples):
             # One at a time: in a batch, the others could change last bits.
             proposal = in_mps(self._trained.config.training, self._trained.predict(records[row : row + 1]))[0]
-            found = refine(proposal, records[row], self._simulator, settings, look=self._look)
+            number = self._source.samples[sample]
+            try:
+                found = refine(proposal, records[row], self._simulator, settings, look=self._look)
+            except DataError as error:
+                raise DataError(f"Sample {number} of {self._store.path}: {error}") from error
             models[row] = found.velocity
-            known = self._source.known and bool(np.ptp(true[row]) > 0)
-            rows.append(Row.of(self._source.samples[sample], found, proposal, true[row] if known else None))
+            known = self._source.known and bool(np.ptp(true[row]) > 0)  # a constant stands for what nobody knows
+            rows.append(Row.of(number, found, proposal, true[row] if known else None))
         if settings.records == "modelled":
             records = self._exact.records_of(models)
         write_rows(self.writer, samples.start, rows)

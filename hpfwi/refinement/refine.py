@@ -61,7 +61,7 @@ def refine(
     observed = torch.from_numpy(records)
     energy = float(observed.double().square().sum())
     if not 0 < energy < float("inf"):
-        raise DataError(f"Records of energy {energy:g} hold no signal, or NaN or infinity; leave that sample out.")
+        raise DataError(f"Records of energy {energy:g} hold no signal, or NaN or infinity; leave them out.")
 
     def misfit_of(velocity: torch.Tensor) -> torch.Tensor:
         return l2(simulator.predict(velocity), observed) * (observed.numel() / energy)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hpfwi.errors import DataError
 from hpfwi.figures.refinement import SAMPLES, Shown, draw_refinement
 from hpfwi.refinement.source import RefinementSource
 from hpfwi.refinement.table import Row
@@ -22,6 +23,7 @@ def draw_some(path: Path, source: RefinementSource, refined: PairStore, rows: Se
 
     refined     the finished store
     rows        of all its samples
+    raises      DataError: the disk refuses
     """
     order = np.argsort([row.misfit_refined for row in rows], kind="stable")
     picked = sorted({round(share * (len(rows) - 1)) for share in np.linspace(0, 1, SAMPLES)})
@@ -47,4 +49,10 @@ def draw_some(path: Path, source: RefinementSource, refined: PairStore, rows: Se
         title = f"sample {row.sample}: {row.misfit_proposed:.2g} → {row.misfit_refined:.2g}"
         shown.append(Shown(found | {"proposed": proposed, "refined": models[column]}, gathers, title))
     title = f"{refined.family}: misfit before and after as a share of the energy; shot {shot + 1}"
-    draw_refinement(path, shown, refined.physics, title)
+    try:
+        draw_refinement(path, shown, refined.physics, title)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror or error}): make room and start the same command again; the "
+            "pairs are whole."
+        ) from error

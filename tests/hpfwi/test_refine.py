@@ -81,7 +81,7 @@ def test_records_without_a_signal_are_refused(
 ) -> None:
     settings, _ = load_refinement(["iterations=1"])
     records = np.full(simulator.records_shape, value, np.float32)
-    with pytest.raises(DataError, match=r"hold no signal, or NaN or infinity; leave that sample out\.$"):
+    with pytest.raises(DataError, match=r"hold no signal, or NaN or infinity; leave them out\.$"):
         refine(true, records, simulator, settings)
 
 
