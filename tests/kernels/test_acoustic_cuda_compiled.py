@@ -1,15 +1,12 @@
 """The on-chip kernels compiled for GPUs: registers, spills and shared memory, and which kernels a model gets.
 
-A few instances are compiled always; `HPFWI_COMPILE_ALL=1 pytest tests/kernels/test_acoustic_cuda_compiled.py` compiles
-every one of about two thousand, for some hours of processor time.
+A few instances are compiled always; `make cuda` compiles every one that a model can get, on all cores.
 """
 
-import itertools
 import os
-import re
-import shutil
-import subprocess
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hpfwi_kernels.acoustic import Scheme, cuda, cuda_on_chip, off_grid
-from hpfwi_kernels.acoustic.cuda_call import Problem, describe
+from hpfwi_kernels.acoustic.cuda_call import Problem, describe, outlined
+from tests.kernels.gpu_compiler import Resources, require_nvcc, resources
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90")
 # What a GPU of each has: shared memory of a block, multiprocessors (A100, L4, H100).
@@ -26,59 +24,118 @@ GPUS = {
     "sm_89": cuda.Limits("L4", 58, 99 * 1024, clusters=False),
     "sm_90": cuda.Limits("H100", 132, 227 * 1024, clusters=True),
 }
-Instance = tuple[str, int, int, int, str, str, bool]  # architecture, order, rows, threads, team, run, layers
-# Class S of a 70 x 70 model, forward and adjoint; a cluster; a grid without layers.
-ALWAYS: tuple[Instance, ...] = (
-    ("sm_90", 4, 7, 512, "BLOCK", "ADJOINT", True),
-    ("sm_90", 4, 2, 256, "CLUSTER", "ADJOINT", True),
-    ("sm_80", 2, 4, 512, "GRID", "FORWARD", False),
-)
-EVERY = tuple(
-    one
-    for one in itertools.product(
-        ARCHITECTURES,
-        (2, 4, 6, 8),
-        cuda_on_chip.TILE_ROWS,
-        cuda_on_chip.THREAD_BOUNDS,
-        ("BLOCK", "CLUSTER", "GRID"),
-        ("FORWARD", "UNWIND", "ADJOINT"),
-        (True, False),
-    )
-    if (one[4] != "CLUSTER" or one[0] == "sm_90") and (one[5] != "UNWIND" or not one[6])
-)
-
-
+RUNS = ("FORWARD, true", "FORWARD, false", "UNWIND, false", "ADJOINT, true", "ADJOINT, false")
 SLACK_BYTES = 16
 """Four registers, by which architectures and ways to share a shot differ."""
 
 
-@pytest.mark.parametrize("instance", EVERY if os.environ.get("HPFWI_COMPILE_ALL") else ALWAYS, ids=str)
-def test_kernels_compile_within_their_registers(instance: Instance, tmp_path: Path) -> None:
-    compiler = shutil.which("nvcc")
-    if compiler is None:
-        pytest.skip("needs nvcc")
-    architecture, order, rows, threads, team, run, layers = instance
-    name = f"on_chip<{order}, {rows}, {threads}, {team}, {run}, {str(layers).lower()}>"
-    text = f"{cuda_on_chip.source()}\ntemplate __global__ void {name}(const Call);\n"
-    (tmp_path / "one.cu").write_text(text)
-    cluster = ["-DCLUSTER_BLOCKS=8"] if team == "CLUSTER" else []
-    command = [compiler, "-cubin", f"-arch={architecture}", "-std=c++17", *cluster, "-Xptxas", "-v", "one.cu"]
-    done = subprocess.run([*command, "-o", "one.cubin"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr
-    (registers,) = map(int, re.findall(r"Used (\d+) registers", done.stderr))
-    (spilled,) = map(int, re.findall(r"(\d+) bytes spill stores", done.stderr))
+@dataclass(frozen=True)
+class Unit:
+    """Instances of one size of tile and block, compiled together."""
+
+    architectures: tuple[str, ...]
+    order: int
+    rows: int
+    threads: int
+    teams: tuple[str, ...]
+    runs: tuple[str, ...] = RUNS
+
+    @property
+    def instances(self) -> list[str]:
+        sizes = f"{self.order}, {self.rows}, {self.threads}"
+        return [f"on_chip<{sizes}, {team}, {run}>" for team in self.teams for run in self.runs]
+
+
+def chosen(order: int) -> list[tuple[int, int]]:
+    """Rows of tiles and bounds of threads that some model or band of it gets: least spilled first, then small tiles."""
+    found = set()
+    for across in range(1, 513):
+        for rows in range(1, 512 * 8 // across + 1):
+            options = []
+            for place, tile in enumerate(cuda_on_chip.TILE_ROWS):
+                threads = -(-(-(-rows // tile) * across) // 32) * 32
+                bound = next((most for most in cuda_on_chip.THREAD_BOUNDS if threads <= most), None)
+                if bound is not None:
+                    spilled = cuda_on_chip.SPILLED_BYTES.get((order, bound), {}).get(tile, 0)
+                    options.append((spilled, place, tile, bound))
+            if options:
+                found.add(min(options)[2:])
+    return sorted(found)
+
+
+def every() -> list[Unit]:
+    """All that is chosen, for every architecture and way to share a shot."""
+    shared, clusters = ("BLOCK", "GRID"), ("CLUSTER",)
+    return [
+        Unit(architectures, order, rows, threads, teams)
+        for order in (2, 4, 6, 8)
+        for rows, threads in chosen(order)
+        for architectures, teams in ((("sm_80", "sm_89"), shared), (("sm_90",), shared), (("sm_90",), clusters))
+    ]
+
+
+# Class S of a 70 x 70 model, forward and adjoint; a cluster; a grid without layers.
+ALWAYS = [
+    Unit(("sm_90",), 4, 7, 512, ("BLOCK",), ("ADJOINT, true",)),
+    Unit(("sm_90",), 4, 2, 256, ("CLUSTER",), ("ADJOINT, true",)),
+    Unit(("sm_80",), 2, 4, 512, ("GRID",), ("FORWARD, false",)),
+]
+UNITS = every() if os.environ.get("HPFWI_COMPILE_ALL") else ALWAYS
+Found = dict[tuple[str, str], Resources]
+
+
+@pytest.fixture(scope="module")
+def compiling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Unit, Future[Found]]]:
+    """Every unit on its way through the compiler, as many at the same time as there are cores."""
+    compiler = require_nvcc()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+
+        def compiled(unit: Unit) -> Found:
+            folder = tmp_path_factory.mktemp("unit")
+            options = ["-DCLUSTER_BLOCKS=8"] if "CLUSTER" in unit.teams else []
+            source = cuda_on_chip.source()
+            return resources(compiler, source, unit.instances, "const Call", unit.architectures, folder, options)
+
+        yield {unit: pool.submit(compiled, unit) for unit in UNITS}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.timeout(0)  # waits for those before it
+@pytest.mark.parametrize("unit", UNITS, ids=str)
+def test_kernels_compile_within_their_registers(unit: Unit, compiling: dict[Unit, Future[Found]]) -> None:
     # Warps of a block are spread over four schedulers, each with a quarter of the 65536 registers.
-    assert registers <= min(255, 65536 // threads)
-    assert spilled <= cuda_on_chip.SPILLED_BYTES.get((order, threads), {}).get(rows, 0) + SLACK_BYTES
+    most = min(255, 65536 // unit.threads)
+    spilled = cuda_on_chip.SPILLED_BYTES.get((unit.order, unit.threads), {}).get(unit.rows, 0) + SLACK_BYTES
+    found = compiling[unit].result()
+    assert len(found) == len(unit.instances) * len(unit.architectures)
+    assert {key: one for key, one in found.items() if one.registers > most or one.spilled > spilled} == {}
 
 
-def problem(shape: tuple[int, int], shots: int, width: int = 20, **changes: Any) -> Problem:
+def test_what_is_compiled_is_what_models_get() -> None:
+    """The plans of models of many sizes, whole or in bands, are among the instances that `make cuda` compiles."""
+    rng = np.random.default_rng(6)
+    for order in (2, 4, 6, 8):
+        known, got = set(chosen(order)), set()
+        for rows, columns in np.exp(rng.uniform(np.log(6), np.log(1500), (60, 2))).astype(int).tolist():
+            for blocks in (1, 2, 8, 33):
+                outline = outlined(scheme_of(2, order=order), (rows, columns), shots=1, models=1, steps=9)
+                plan = cuda_on_chip.plan_of(outline, "grid", blocks)
+                if plan is not None:
+                    got.add((plan.rows, plan.bound))
+        assert got <= known
+        assert len(got) > len(known) // 2
+
+
+def scheme_of(width: int, **changes: Any) -> Scheme:
     settings: dict[str, Any] = {
         "spacing_m": (10.0, 10.0), "dt_s": 1e-3, "order": 4, "absorbing": (width,) * 4, "boundary": "cpml",
         "free_surface": False, "pml_hz": 20.0, "max_velocity_mps": 4500.0, "min_velocity_mps": 1500.0,
     }  # fmt: skip
-    scheme = Scheme(**(settings | changes))
+    return Scheme(**(settings | changes))
+
+
+def problem(shape: tuple[int, int], shots: int, width: int = 20, **changes: Any) -> Problem:
+    scheme = scheme_of(width, **changes)
     sources = off_grid(np.full((shots, 1, 2), 5.0), shape, free_surface=False)
     receivers = off_grid(np.tile(np.arange(70.0)[None, :, None], (shots, 1, 2)), shape, free_surface=False)
     placed: list[NDArray] = []

@@ -1,34 +1,35 @@
-"""The streaming kernels compiled for GPUs: registers, spills, and vectors in one instruction.
+"""The streaming kernels compiled for GPUs: registers and spills.
 
-A few instances are compiled always; `HPFWI_COMPILE_ALL=1 pytest tests/kernels/test_acoustic_cuda_streaming_compiled.py`
-compiles every one for every architecture.
+A few instances are compiled always; `make cuda` compiles every one for every architecture.
 """
 
 import itertools
 import os
-import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from hpfwi_kernels.acoustic import cuda_streaming
+from tests.kernels.gpu_compiler import require_nvcc, resources
 
-Instance = tuple[str, int, str]  # architecture, dimensions, kernel
-ALWAYS: tuple[Instance, ...] = (
-    ("sm_90", 2, "forward_2d<2, CPML, FULL>"),
-    ("sm_80", 3, "back_3d<2, CPML, FULL>"),
+Unit = tuple[tuple[str, ...], int, tuple[str, ...]]  # architectures, dimensions, kernels
+ALWAYS: tuple[Unit, ...] = (
+    (("sm_90",), 2, ("forward_2d<2, CPML, FULL>",)),
+    (("sm_80",), 3, ("back_3d<2, CPML, FULL>",)),
 )
-STEPS = [
-    f"{way}_{{0}}d<{radius}, {boundary}, {keep}>"
-    for way, radius, boundary, keep in itertools.product(
-        ("forward", "back"), (1, 2, 3, 4), ("CPML", "SPONGE"), ("NOTHING", "FULL", "HALF")
+
+
+def steps(dimensions: int, radius: int) -> tuple[str, ...]:
+    kinds = itertools.product(("forward", "back"), ("CPML", "SPONGE"), ("NOTHING", "FULL", "HALF"))
+    return (
+        *(f"{way}_{dimensions}d<{radius}, {boundary}, {keep}>" for way, boundary, keep in kinds),
+        *(f"rewind_{dimensions}d<{radius}, {counts}>" for counts in ("true", "false")),
     )
-] + [f"rewind_{{0}}d<{radius}, {counts}>" for radius in (1, 2, 3, 4) for counts in ("true", "false")]
-EVERY = tuple(
-    (architecture, dimensions, step.format(dimensions))
-    for architecture, dimensions, step in itertools.product(("sm_80", "sm_89", "sm_90"), (2, 3), STEPS)
+
+
+EVERY: tuple[Unit, ...] = tuple(
+    (architectures, dimensions, steps(dimensions, radius))
+    for architectures, dimensions, radius in itertools.product((("sm_80", "sm_89"), ("sm_90",)), (2, 3), (1, 2, 3, 4))
 )
 MOST_REGISTERS = 128
 """So that a multiprocessor's 65536 hold two blocks of 256 threads, and memory is waited for by both."""
@@ -36,17 +37,12 @@ MOST_SPILLED_BYTES = {"forward": 64, "rewind": 64, "back": 256}
 """In the paths of layers alone: in the adjoint two memories and their profiles stand beside the field."""
 
 
-@pytest.mark.parametrize("instance", EVERY if os.environ.get("HPFWI_COMPILE_ALL") else ALWAYS, ids=str)
-def test_kernels_compile_within_their_registers(instance: Instance, tmp_path: Path) -> None:
-    compiler = shutil.which("nvcc")
-    if compiler is None:
-        pytest.skip("needs nvcc")
-    architecture, dimensions, kernel = instance
-    text = f"{cuda_streaming.source(dimensions)}\ntemplate __global__ void {kernel}(const Params, int);\n"
-    (tmp_path / "one.cu").write_text(text)
-    command = [compiler, "-cubin", f"-arch={architecture}", "-std=c++17", "-Xptxas", "-v", "one.cu", "-o", "one.cubin"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr
-    assert max(map(int, re.findall(r"Used (\d+) registers", done.stderr))) <= MOST_REGISTERS
-    assert max(map(int, re.findall(r"(\d+) bytes spill", done.stderr))) <= MOST_SPILLED_BYTES[kernel.split("_")[0]]
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("unit", EVERY if os.environ.get("HPFWI_COMPILE_ALL") else ALWAYS, ids=str)
+def test_kernels_compile_within_their_registers(unit: Unit, tmp_path: Path) -> None:
+    architectures, dimensions, kernels = unit
+    code = cuda_streaming.source(dimensions)
+    found = resources(require_nvcc(), code, kernels, "const Params, int", architectures, tmp_path)
+    assert len(found) == len(kernels) * len(architectures)
+    most = {key: MOST_SPILLED_BYTES[key[1].split("_")[0]] for key in found}
+    assert {key: one for key, one in found.items() if one.registers > MOST_REGISTERS or one.spilled > most[key]} == {}
