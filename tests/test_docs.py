@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,12 @@ import typer
 
 from hpfwi.cli import app
 from hpfwi.config import load_config, recipe_names
+from hpfwi.refinement.settings import load_refinement
+from hpfwi.synthetic.dataset import modelling_with
+from hpfwi.training.settings import load_train_config
 
 ROOT = Path(__file__).parents[1]
+Reader = Callable[[list[str]], object]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "kernels").rglob("README.md")), ROOT / "cluster" / "README.md", *GUIDES]
 
@@ -56,8 +62,16 @@ def test_configurations_in_guides_are_valid(page: Path, tmp_path: Path) -> None:
     for block in blocks(page, "toml"):
         (tmp_path / "line.toml").write_text(block)
         load_config(tmp_path / "line.toml")
-    for name, value in re.findall(r"--set ([\w.]+)=(\S+)", page.read_text()):
-        load_config(tmp_path / "line.toml", [f"{name}={value}"])
+    invert: Reader = partial(load_config, tmp_path / "line.toml")
+    others: dict[str, Reader] = {
+        "train": partial(load_train_config, None),
+        "refine": load_refinement,
+        "data": modelling_with,
+    }
+    for line in page.read_text().splitlines():
+        read = others.get(line.removeprefix("hpfwi ").partition(" ")[0], invert)
+        for name, value in re.findall(r"--set ([\w.]+)=(\S+)", line):
+            read([f"{name}={value}"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
