@@ -57,8 +57,8 @@ class RefinementSource:
         trained = open_trained(self.run, self.which, device=device)
         if weights_digest(trained) != self.weights_sha256:
             raise DataError(
-                f"The {self.which} weights of {self.run} are others than those this refinement began with: take "
-                "--checkpoint of a run that is finished, or begin anew under another name."
+                f"The {self.which} weights of {self.run} are others than those this refinement began with: let "
+                "the run finish first, and begin anew under another name."
             )
         return trained
 

@@ -68,10 +68,10 @@ def test_the_model_of_least_misfit_is_kept(true: NDArray[np.float32], simulator:
 
 
 def test_no_iterations_keep_the_proposal_within_bounds(true: NDArray[np.float32], simulator: OpenFwiSimulator) -> None:
-    settings, _ = load_refinement(["iterations=0", "bounds_mps=[2000.3,2500.7]"])
+    settings, _ = load_refinement(["iterations=0", "bounds_mps=[2000.7,2500.3]"])
     found = refine(true, simulator.records(true), simulator, settings)
-    assert np.array_equal(found.velocity, np.clip(true, np.float32(2000.3), np.float32(2500.7)))
-    settings, _ = load_refinement(["iterations=1", "bounds_mps=[2000.3,2500.7]", *SMALL])
+    assert np.array_equal(found.velocity, np.clip(true, np.float32(2000.7), np.float32(2500.3)))
+    settings, _ = load_refinement(["iterations=1", "bounds_mps=[2000.7,2500.3]", *SMALL])
     refine(true, simulator.records(true), simulator, settings)  # bounds that float32 rounds are no bounds to refuse
 
 
