@@ -47,6 +47,7 @@ SANITIZED = {
 # Of calls that fail none is reported: torch asks drivers for functions that they may not have.
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
 CASE_S, TEST_S, SANITIZER_S = 900, 900, 1200
+MOST_REASONS = 8
 LEAST_S, MARGIN_S = 20, 5
 """What is not begun with less time left, and what the end of a run is given."""
 MOST_GAP = 5e-3
@@ -153,7 +154,7 @@ def run_tests(folder: Path, left_s: Callable[[], float]) -> list[dict[str, Any]]
     left_s      time that may still be spent
     returns     of each file its exit status, None where it was left out, its last line and its output
     """
-    commands = [pytest_command(file, "gpu", bare(folder)) for file in TESTS]
+    commands = [pytest_command(file, "on_a_gpu", bare(folder)) for file in TESTS]
     print(f"tests {' '.join(TESTS)}", flush=True)
     limit_s = min(TEST_S, left_s())
     return [told(file, *one) for file, one in zip(TESTS, finished_together(commands, limit_s), strict=True)]
@@ -191,9 +192,11 @@ def told(name: str, status: int, output: str) -> dict[str, Any]:
 
 
 def verdict(test: dict[str, Any]) -> str:
-    """One line about a test."""
-    word = "skipped" if test["status"] is None else "passed" if test["status"] == 0 else "FAILED"
-    return f"{word:7}  {test['test']}: {test['last']}"
+    """One line about a test, and what its first failures say."""
+    ran = test["status"] is not None and (test["status"] or " passed" in test["last"])
+    word = "skipped" if not ran else "passed" if test["status"] == 0 else "FAILED"
+    why = [line for line in test["output"].splitlines() if line.startswith(("FAILED ", "ERROR ", "========= Error"))]
+    return "\n".join([f"{word:7}  {test['test']}: {test['last']}", *(f"    {line}" for line in why[:MOST_REASONS])])
 
 
 def run_case(name: str, repeats: int, folder: Path, left_s: Callable[[], float]) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def test_results_are_written_where_asked(tmp_path: Path) -> None:
 
 
 def test_every_test_file_is_there() -> None:
-    assert all((ROOT / "tests" / "kernels" / file).exists() for file in gpu.TESTS)
+    assert all("_on_a_gpu(" in (ROOT / "tests" / "kernels" / file).read_text("utf-8") for file in gpu.TESTS)
     for file, names in gpu.SANITIZED.items():
         assert f"def {names}" in (ROOT / "tests" / "kernels" / file).read_text("utf-8")
 
@@ -194,7 +194,11 @@ def test_a_run_that_is_stopped_shows_and_keeps_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One file of tests has failed and the rest went on; Ctrl-C comes in the second case."""
-    found = [(1, "1 failed\n"), *[(0, "3 passed\n")] * (len(gpu.TESTS) - 1)]
+    found = [
+        (1, "FAILED test_toy - OSError: no\n1 failed\n"),
+        (0, "3 passed\n"),
+        *[(0, "3 skipped\n")] * (len(gpu.TESTS) - 2),
+    ]
     monkeypatch.setattr(gpu, "finished_together", lambda commands, limit_s: found)
     cases = [small(target=">= 2x"), replace(small(), name="slow")]
 
@@ -207,7 +211,9 @@ def test_a_run_that_is_stopped_shows_and_keeps_what_it_has(
     options = argparse.Namespace(no_tests=False, out=tmp_path, repeats=1)
     assert gpu.measured(options, cases, {"gpu": "H100"}, lambda: 600.0) == 130
     lines = capsys.readouterr().out.splitlines()
-    assert f"FAILED   {gpu.TESTS[0]}: 1 failed" in lines
+    assert lines[lines.index(f"FAILED   {gpu.TESTS[0]}: 1 failed") + 1] == "    FAILED test_toy - OSError: no"
+    assert f"passed   {gpu.TESTS[1]}: 3 passed" in lines
+    assert f"skipped  {gpu.TESTS[2]}: 3 skipped" in lines
     assert any(line.startswith("toy ") and " 3.00 " in line for line in lines)
     assert lines[-1].startswith("stopped; written to ")
     (path,) = tmp_path.iterdir()
