@@ -185,3 +185,17 @@ def test_the_propagators_operations_on_a_gpu_are_those_of_the_cpu(processor: Pro
     expected = acoustic_op._acoustic_gradient(nothing, right, velocity, wavelet, *rest)
     for one, other in zip((records, *own), (right, *expected), strict=True):
         assert torch.linalg.norm(one - other) < 1e-5 * torch.linalg.norm(other)
+
+
+@pytest.mark.usefixtures("streams")
+def test_a_gpu_without_the_memory_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(acoustic_op, "forward_on_device", full)
+    monkeypatch.setattr(acoustic_op, "work_of", lambda *_: None)
+    velocity, wavelet = torch.empty(3, 3), torch.empty(7, 1, 2)
+    with pytest.raises(
+        KernelError, match=r"^Propagating 7 shots together takes more .* cpu; propagate fewer at a time\.$"
+    ):
+        acoustic_op._acoustic_on_gpu(velocity, wavelet, 1, True)

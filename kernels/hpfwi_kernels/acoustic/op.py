@@ -1,5 +1,7 @@
 """The propagator as a differentiable torch operation, on the CPU and on GPUs."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from hpfwi_kernels.acoustic.memory import STORE, Memory
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
 from hpfwi_kernels.buffers import Pool
-from hpfwi_kernels.errors import ModelError
+from hpfwi_kernels.errors import KernelError, ModelError
 
 
 def propagate(
@@ -228,7 +230,7 @@ def _(kept: Tensor, record_gradient: Tensor, velocity: Tensor, wavelet: Tensor, 
 @_acoustic.register_kernel("cuda")
 def _acoustic_on_gpu(velocity: Tensor, wavelet: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *settings, _, store = rest
-    with torch.cuda.device(velocity.device):
+    with _on_gpu_of(wavelet):
         return forward_on_device(velocity, wavelet, work_of(*settings), store=store)
 
 
@@ -236,5 +238,18 @@ def _acoustic_on_gpu(velocity: Tensor, wavelet: Tensor, *rest: Any) -> tuple[Ten
 def _acoustic_gradient_on_gpu(
     kept: Tensor, record_gradient: Tensor, velocity: Tensor, wavelet: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device(velocity.device):
+    with _on_gpu_of(wavelet):
         return gradient_on_device(kept, record_gradient, velocity, wavelet, work_of(*rest[:-1]))
+
+
+@contextlib.contextmanager
+def _on_gpu_of(wavelet: Tensor) -> Iterator[None]:
+    """Its GPU is the current one; KernelError where that has not the memory for so many shots."""
+    try:
+        with torch.cuda.device(wavelet.device):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise KernelError(
+            f"Propagating {len(wavelet)} shots together takes more memory than is free on {wavelet.device}; propagate "
+            "fewer at a time."
+        ) from error
