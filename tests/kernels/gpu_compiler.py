@@ -55,7 +55,8 @@ def resources(
     (folder / "all.cu").write_text(f"{code}{wanted}\n")
     virtual = architectures[0].replace("sm", "compute")
     targets = [word for one in architectures for word in ("-gencode", f"arch={virtual},code={one}")]
-    command = [compiler, "-fatbin", *targets, "-std=c++17", *options, "-Xptxas", "-v", "all.cu", "-o", "all.fatbin"]
+    like_cupy = ["-std=c++17", "-ftz=true", *options]
+    command = [compiler, "-fatbin", *targets, *like_cupy, "-Xptxas", "-v", "all.cu", "-o", "all.fatbin"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
