@@ -34,8 +34,8 @@ EVERY: tuple[Unit, ...] = tuple(
 MOST_REGISTERS = 128
 """So that a multiprocessor's 65536 hold two blocks of 256 threads, and memory is waited for by both."""
 MOST_SPILLED_BYTES = {"forward": 112, "rewind": 64, "back": 256}
-"""In the paths of layers alone: in the adjoint two memories and their profiles stand beside the field. Forward runs come
-near theirs for sm_80 and orders 6 and 8 in 2-D; all others stay below 64."""
+"""In the paths of layers alone: in the adjoint two memories and their profiles stand beside the field. Of forward runs
+those for sm_80, orders 6 and 8 in 2-D, spill more than 64."""
 
 
 @pytest.mark.timeout(0)
