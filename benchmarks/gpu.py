@@ -156,7 +156,7 @@ def run_tests(folder: Path, left_s: Callable[[], float]) -> list[dict[str, Any]]
     """
     commands = [pytest_command(file, "on_a_gpu", bare(folder)) for file in TESTS]
     print(f"tests {' '.join(TESTS)}", flush=True)
-    limit_s = min(TEST_S, left_s())
+    limit_s = limited(TEST_S, left_s(), 1 / 2)
     return [told(file, *one) for file, one in zip(TESTS, finished_together(commands, limit_s), strict=True)]
 
 
@@ -176,6 +176,15 @@ def run_sanitizer(folder: Path, left_s: Callable[[], float]) -> list[dict[str, A
             results.append(told(name, *finished(command, limit_s)))
             print(verdict(results[-1]), flush=True)
     return results
+
+
+def limited(most_s: float, left_s: float, share: float) -> float:
+    """Time that one thing may take: a share of what is left, so that one that hangs leaves the others some.
+
+    >>> limited(900, 540, 1 / 3), limited(900, 90, 1 / 3), limited(900, 30, 1 / 3)
+    (180.0, 60.0, 30)
+    """
+    return min(most_s, left_s, max(60.0, share * left_s))
 
 
 def bare(folder: Path) -> Path:
@@ -201,7 +210,7 @@ def verdict(test: dict[str, Any]) -> str:
 
 def run_case(name: str, repeats: int, folder: Path, left_s: Callable[[], float]) -> dict[str, Any]:
     """One case in a process of its own; its result, or why there is none."""
-    limit_s = min(CASE_S, left_s())
+    limit_s = limited(CASE_S, left_s(), 1 / 3)
     if limit_s < LEAST_S:
         return {"case": name, "left out": "no time is left"}
     out = folder / "case.json"
