@@ -15,6 +15,7 @@ from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem
 from hpfwi_kernels.acoustic.cuda_on_chip import Plan, Run
 from hpfwi_kernels.acoustic.device import op as device_op
 from hpfwi_kernels.acoustic.device.op import Work
+from hpfwi_kernels.errors import KernelError
 from tests.kernels.cuda_on_cpu import Processor, Survey, distance, filled, right_answers
 from tests.kernels.cupy_on_cpu import SHARED_UNASKED, device_on, operation_on
 
@@ -303,3 +304,18 @@ def test_a_smaller_model_in_between_leaves_a_larger_one_its_memory(processor: Pr
     large, small, again = asked
     assert SHARED_UNASKED < small < large == again
     assert len({what for *_, what in gpus.done}) == 1
+
+
+def test_blocks_of_a_grid_share_a_shot_on_a_device(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cooperative launch, refused in a sentence where its blocks would not all run at the same time."""
+    work = survey(case())
+    too_much = cuda_on_chip.shared_bytes(work.problem, planned(work.problem, "block", 1, 2), "adjoint") - 1
+    limits = cuda.Limits("a test", 5, too_much, clusters=False)
+    chosen = cuda.choose(work.problem, limits, gradient=True)
+    assert (chosen.kernels, chosen.plan and chosen.plan.team) == ("L", "grid")
+    for one, other in zip(operation_on(processor, work, Memory(), limits), right_answers(work), strict=False):
+        assert distance(one, other) < 5e-6
+    monkeypatch.setattr(cuda, "choose", lambda *_, **__: chosen)
+    crowded = replace(limits, multiprocessors=1)
+    with pytest.raises(KernelError, match=r"^A launch of \d+ blocks .* does not fit: a test runs 1 of them at a time"):
+        operation_on(processor, work, Memory(), crowded)
