@@ -9,14 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from hpfwi_kernels.errors import KernelError
+
 
 @functools.cache
 def available() -> bool:
-    """Whether CuPy is installed and finds a GPU."""
+    """Whether CuPy is installed and finds a GPU; KernelError where it has no place for what it compiles."""
     try:
         import cupy
     except ImportError:
         return False
+    except OSError as error:  # CuPy makes its folder when it is imported
+        raise KernelError(
+            f"CuPy cannot make the folder of compiled kernels ({error}); name one that can be written in CUPY_CACHE_DIR."
+        ) from error
     return bool(cupy.cuda.is_available())
 
 

@@ -1,6 +1,8 @@
 """The calls of CuPy around every kernel, on a stand-in that is as strict as CuPy and CUDA, and what they compute."""
 
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -199,3 +201,12 @@ def test_a_gpu_without_the_memory_is_told_in_a_sentence(monkeypatch: pytest.Monk
         KernelError, match=r"^Propagating 7 shots together takes more .* cpu; propagate fewer at a time\.$"
     ):
         acoustic_op._acoustic_on_gpu(velocity, wavelet, 1, True)
+
+
+def test_a_home_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cupy.py").write_text("raise PermissionError(13, 'Permission denied', '/home/x/.cupy')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    gpu.available.cache_clear()
+    with pytest.raises(KernelError, match=r"'/home/x/.cupy'\); name one that can be written in CUPY_CACHE_DIR"):
+        gpu.available()
