@@ -28,9 +28,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import peers
 
 from hpfwi.physics.openfwi import OpenFwiSimulator, modelling_of
 from hpfwi.refinement.table import read_rows
@@ -40,6 +40,11 @@ from hpfwi.store.pair_writer import create_pairs
 from hpfwi.synthetic.families import velocity_map
 from hpfwi.training.evaluate import evaluate, mean_of
 from hpfwi.training.metrics import scores_in_mps
+
+if TYPE_CHECKING:
+    from benchmarks import peers
+else:
+    import peers  # run as a script, this folder is where Python looks first
 
 SOURCE, TARGET = "flatvel-a", "curvevel-a"
 TRAINED, UNLABELLED, HELD_OUT = 1000, 60, 30
