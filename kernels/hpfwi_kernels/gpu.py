@@ -21,7 +21,7 @@ def available() -> bool:
         return False
     except OSError as error:  # CuPy makes its folder when it is imported
         raise KernelError(
-            f"CuPy cannot make the folder of compiled kernels ({error}); name one that can be written in CUPY_CACHE_DIR."
+            f"CuPy cannot make its folder of kernels ({error}); name one that can be written in CUPY_CACHE_DIR."
         ) from error
     return bool(cupy.cuda.is_available())
 
