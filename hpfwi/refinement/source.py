@@ -95,11 +95,12 @@ def open_source(
 
     split       of the store whose samples are refined
     samples     how many of them, from the first; None takes all
-    say         called with a sentence about what could not be looked at
+    say         called with a sentence about what could not be looked at, or is cut off
 
     raises      ConfigError: not a training run, a network that does not predict m/s, no such split, too few samples
                 DataError: no checkpoint, records of another shape or geometry than the network was trained on, or whose
                 modelling is not known
+                hpfwi_kernels.errors.StabilityError: bounds up to velocities that cannot be modelled
     """
     run, data = run.absolute(), data.absolute()  # workers may start in another folder
     trained = open_trained(run, which)
@@ -116,7 +117,8 @@ def open_source(
             f"{data} has records {list(shapes[0])} and models {list(shapes[1])}, and the network of {run} was trained "
             f"on {list(trained.records_shape)} and {list(config.network.model_shape or ())}; give records of its shape."
         )
-    modelling = _modelling(store)
+    modelling = _modelling(store, settings.bounds_mps)
+    _tell_of_bounds(trained, settings, say)
     _require_same_geometry(trained, run, store, say)
     chosen = split_of(store, split)
     if samples is not None and samples > len(chosen):
@@ -149,8 +151,12 @@ def open_source(
     )
 
 
-def _modelling(store: PairStore) -> OpenFwiSettings:
-    """How a store's records were made; raises DataError where it does not say, or says what is not so."""
+def _modelling(store: PairStore, bounds_mps: tuple[float, float]) -> OpenFwiSettings:
+    """How a store's records were made.
+
+    raises  DataError: it does not say, or says what is not so
+            hpfwi_kernels.errors.StabilityError: velocities within these bounds cannot be modelled in this way
+    """
     try:
         modelling = modelling_of(store.physics, store.records_shape)
         simulator = OpenFwiSimulator(store.model_shape, modelling)
@@ -164,7 +170,21 @@ def _modelling(store: PairStore) -> OpenFwiSettings:
             f"The records of {store.path} cannot be modelled: the recipe that it names does not give its {what}; make "
             "the store again."
         )
+    extremes = np.full(store.model_shape, bounds_mps[0], np.float32)
+    extremes[-1] = bounds_mps[1]
+    simulator.records(extremes)  # what would be unstable is refused now, and not after hours
     return modelling
+
+
+def _tell_of_bounds(trained: Trained, settings: RefinementSettings, say: Callable[[str], None]) -> None:
+    """Say where the network was trained on velocities that the refinement cuts off."""
+    learnt = trained.config.training.normalisation.range_mps
+    low, high = settings.bounds_mps
+    if learnt is not None and (learnt[0] < low or learnt[1] > high):
+        say(
+            f"The network was trained on {learnt[0]:g} to {learnt[1]:g} m/s, and refined models keep to {low:g} to "
+            f"{high:g}; change that with --set bounds_mps=[{min(low, learnt[0]):g},{max(high, learnt[1]):g}]."
+        )
 
 
 def _require_same_geometry(trained: Trained, run: Path, store: PairStore, say: Callable[[str], None]) -> None:

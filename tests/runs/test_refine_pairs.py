@@ -296,6 +296,7 @@ def test_records_that_cannot_be_refined_are_refused(toy: Path, tmp_path: Path) -
         ("--data", store, "--split", "tests"): (2, "has no split 'tests'; it has train, test."),
         ("--data", store, "-n", "5"): (2, "-n 5 is more than the 4 samples of split 'train'"),
         ("--data", store, "--set", "iteration=3"): (2, "iteration is not an option; did you mean iterations?"),
+        ("--data", store, "--set", "bounds_mps=[1500,9000]"): (3, "is unstable"),
         ("--data", tmp_path / "none.zarr"): (3, "none.zarr does not exist"),
     }
     for arguments, (code, sentence) in cases.items():
@@ -339,6 +340,14 @@ def test_a_run_whose_pairs_are_gone_is_told(toy: Path, tmp_path: Path) -> None:
     result = run("refine", path, "--data", toy / "records.zarr", tmp_path / "out.zarr", "-n", "1", *SET, *ALONE)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("The pairs that trained toy are not in ")
+
+
+def test_bounds_that_cut_off_what_the_network_knows_are_told(toy: Path) -> None:
+    said: list[str] = []
+    for bounds in ("[1500,4500]", "[1600,5000]"):
+        settings, _ = load_refinement([f"bounds_mps={bounds}"])
+        open_source(toy / "toy", toy / "records.zarr", settings, say=said.append)
+    assert [sentence.rpartition(" ")[2] for sentence in said] == ["bounds_mps=[1500,5000]."]
 
 
 def test_the_options_are_printed() -> None:
