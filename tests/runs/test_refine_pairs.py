@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from hpfwi.networks.build import build_network
 from hpfwi.parallel import ClusterSettings
 from hpfwi.physics.openfwi import OpenFwiSettings, OpenFwiSimulator
 from hpfwi.refinement import pairs as refined_pairs
-from hpfwi.refinement.pairs import RefinementTask, begin_refined, refine_pairs
+from hpfwi.refinement.pairs import begin_refined, refine_pairs
 from hpfwi.refinement.settings import load_refinement
 from hpfwi.refinement.source import open_source
 from hpfwi.refinement.table import read_rows
@@ -235,37 +234,12 @@ def test_refined_pairs_train_the_network_on(toy: Path, tmp_path: Path) -> None:
     assert "Model error" not in result.stdout  # the models of refined pairs are no truth
 
 
-class Mortal(RefinementTask):
-    """A rank that dies as by kill -9 in one of its items, half done, where a file tells it to."""
-
-    orders = Path()
-
-    def pairs(self, samples: range) -> tuple[np.ndarray, np.ndarray]:
-        made = super().pairs(samples)
-        try:
-            (self.orders / str(samples.start)).unlink()
-        except FileNotFoundError:
-            return made
-        os.kill(os.getpid(), signal.SIGKILL)
-        return made
-
-
 @pytest.mark.ray
-def test_workers_refine_the_same_store_also_when_they_die(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from hpfwi_cluster.ray_library import ray
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(Mortal, "orders", tmp_path)
-    monkeypatch.setattr(refined_pairs, "RefinementTask", Mortal)
-    (tmp_path / "2").touch()
+def test_workers_refine_the_same_store(toy: Path, tmp_path: Path) -> None:
     settings, _ = load_refinement(OPTIONS)
     source = open_source(toy / "toy", toy / "records.zarr", settings)
-    said: list[str] = []
     writer = begin_refined(tmp_path / "out.zarr", source)
-    refine_pairs(writer, source, ClusterSettings(device="cpu", workers=2), say=said.append)
-    assert len(said) == 1
+    refine_pairs(writer, source, ClusterSettings(device="cpu", workers=2))
     assert files_of(tmp_path / "out.zarr") == files_of(toy / "out.zarr")
 
 
