@@ -3,9 +3,9 @@
 // Between two barriers threads run one after the other: first to last (order 0), last to first (1), or in an order drawn
 // anew at every barrier from the seed `order`: a missing barrier then changes the result. Shared memory holds NaN before
 // each launch of a team. Barriers count arrivals: where some threads of a block, or some blocks of a team, wait at
-// another barrier than the others, or have ended, the launch fails. Blocks that wait for each other (a cluster, or a grid
-// that is all resident) are run together, and each has shared memory of its own. Not covered: memory ordering between
-// barriers, bank conflicts, occupancy.
+// another barrier than the others, or have ended, the launch fails, and so it does where a block writes behind the shared
+// memory that it was launched with. Blocks that wait for each other (a cluster, or a grid that is all resident) are run
+// together, and each has shared memory of its own. Not covered: memory ordering between barriers, bank conflicts, occupancy.
 #pragma once
 #include <csetjmp>
 #include <ucontext.h>
@@ -126,12 +126,17 @@ static bool team(unsigned first, unsigned blocks, unsigned threads, unsigned ord
 
 // Blocks in teams of `together` that may wait for each other.
 static bool launch(
-    unsigned blocks, unsigned threads, unsigned order, const std::function<void()>& kernel, unsigned together = 1
+    unsigned blocks, unsigned threads, unsigned order, const std::function<void()>& kernel, unsigned together = 1,
+    unsigned shared_bytes = 4 * SHARED_FLOATS
 ) {
     blockDim.x = threads;
     gridDim.x = blocks;
-    for (unsigned n = 0; n < blocks; n += together)
+    for (unsigned n = 0; n < blocks; n += together) {
         if (!team(n, together, threads, order, kernel)) return false;
+        for (const float* cells : shared)
+            if (!std::all_of(cells + (shared_bytes + 3) / 4, cells + SHARED_FLOATS, [](float v) { return std::isnan(v); }))
+                return false;
+    }
     return true;
 }
 }  // namespace fibers

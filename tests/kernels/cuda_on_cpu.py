@@ -58,12 +58,13 @@ static const std::map<std::string, Kernel> kernels = {
 extern "C" const char* takes(const char* name) { return kernels.at(name).takes.c_str(); }
 
 extern "C" int run(
-    const char* name, void** told, unsigned blocks, unsigned many, unsigned threads, unsigned together, int order
+    const char* name, void** told, unsigned blocks, unsigned many, unsigned threads, unsigned together, int order,
+    unsigned shared_bytes
 ) {
     const auto& kernel = kernels.at(name).call;
     for (unsigned n = 0; n < many; ++n) {
         blockIdx.y = n;
-        if (!fibers::launch(blocks, threads, order, [&] { kernel(told); }, together)) return 0;
+        if (!fibers::launch(blocks, threads, order, [&] { kernel(told); }, together, shared_bytes)) return 0;
     }
     return 1;
 }
@@ -111,13 +112,14 @@ class Processor:
         return str(self.libraries[name].takes(name.encode()).decode()).split()
 
     def run_on_chip(self, launch: cuda_on_chip.Launch, order: int = 0) -> bool:
-        """Whether all threads came to the same barriers."""
+        """Whether all threads came to the same barriers, and none wrote behind the shared memory."""
         self.require(launch.kernel)
         address, count = launch.zero
         ctypes.memset(address, 0, count)
         assert launch.shared_bytes <= 4 * (1 << 16)
         together = {"block": 1, "cluster": launch.cluster, "grid": launch.grid}[launch.team]
-        return self.run(launch.kernel, (launch.call,), (launch.grid, 1), launch.threads, together, order)
+        blocks = launch.grid, 1
+        return self.run(launch.kernel, (launch.call,), blocks, launch.threads, together, order, launch.shared_bytes)
 
     def require(self, kernel: str) -> None:
         """Compile an acoustic kernel on chip, if it is not."""
@@ -137,7 +139,9 @@ class Processor:
                 continue
             for _ in range(operation.times if isinstance(operation, Repeat) else 1):
                 for one in cuda_streaming.launches_of(operation):
-                    assert self.run(one.kernel, (one.params, *one.typed()), one.blocks, THREADS, 1, order), one.kernel
+                    arguments = one.params, *one.typed()
+                    done = self.run(one.kernel, arguments, one.blocks, THREADS, 1, order, one.shared_bytes)
+                    assert done, one.kernel
 
     def require_taken(self, name: str, arguments: Sequence[Any]) -> None:
         """Raise TypeError where NumPy numbers and structures are not what a compiled kernel takes."""
@@ -147,13 +151,15 @@ class Processor:
             raise TypeError(f"{name} takes {wanted} and is launched with {kinds}")
 
     def run(
-        self, name: str, arguments: Sequence[Any], blocks: tuple[int, int], threads: int, together: int, order: int
-    ) -> bool:
-        """Launch a compiled kernel with what it takes."""
+        self, name: str, arguments: Sequence[Any], blocks: tuple[int, int], threads: int, together: int, order: int,
+        shared_bytes: int,
+    ) -> bool:  # fmt: skip
+        """Launch a compiled kernel with what it takes; see `run_on_chip`."""
         self.require_taken(name, arguments)
         held = [np.asarray(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(held))(*(one.ctypes.data for one in held))
-        return bool(self.libraries[name].run(name.encode(), pointers, *blocks, threads, together, order))
+        run = self.libraries[name].run
+        return bool(run(name.encode(), pointers, *blocks, threads, together, order, shared_bytes))
 
 
 def filled(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray:

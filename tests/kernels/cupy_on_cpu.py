@@ -109,8 +109,9 @@ class Function:
         assert blocks[2] == threads[1] == threads[2] == 1
 
         def work() -> None:
-            same = gpus.processor.run(self.name, arguments, blocks[:2], threads[0], together, gpus.order)  # type: ignore[arg-type]
-            assert same, f"threads of {self.name} wait at different barriers"
+            run = gpus.processor.run
+            done = run(self.name, arguments, blocks[:2], threads[0], together, gpus.order, shared_mem)  # type: ignore[arg-type]
+            assert done, f"threads of {self.name} wait at different barriers, or write behind their shared memory"
 
         gpus.enqueue(gpus.streams[-1] if stream is None else stream.ptr, self.name, work)
 

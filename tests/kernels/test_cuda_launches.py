@@ -26,6 +26,7 @@ H100 = cuda.Limits("H100", 132, 227 * 1024, clusters=True)
 ADDER = """
 template <typename T> __global__ void add(T* to, T more, long long place) {
     extern __shared__ float memory[];
+    memory[place] = 0;
     to[place] += more;
 }
 """
@@ -61,6 +62,8 @@ def test_what_the_driver_would_refuse_is_refused(processor: Processor) -> None:
         with gpu.launching_on(1, STREAM) as queue:
             add = gpu.compiled(ADDER, ("add<int>", "add<float>"))["add<int>"]
             add((2,), (32,), (to, np.int32(3), np.int64(1)), shared_mem=227 * 1024)
+            with pytest.raises(AssertionError, match="write behind their shared memory"):
+                add((1,), (1,), (to, np.int32(0), np.int64(1)), shared_mem=4)
             for wrong in ((to, np.int32(3), np.int32(1)), (to, 3, np.int64(1)), (to, np.int32(3))):
                 with pytest.raises(TypeError, match=r"add<int> takes \['p8', 'i4', 'i8'\] and is launched with"):
                     add((1,), (1,), wrong)
@@ -75,7 +78,7 @@ def test_what_the_driver_would_refuse_is_refused(processor: Processor) -> None:
                 fresh.get_function("add<int>")((1,), (1,), (to, np.int32(3), np.int64(1)), shared_mem=48 * 1024 + 1)
             with cupy.cuda.Stream(non_blocking=True) as side:
                 side.begin_capture()
-                add((1,), (1,), (to, np.int32(100), np.int64(2)))
+                add((1,), (1,), (to, np.int32(100), np.int64(2)), shared_mem=12)
                 with pytest.raises(Refused, match=r"loaded while a stream is captured"):
                     gpu.compiled(ADDER + "//", ("add<int>",))
                 graph = side.end_capture()
@@ -85,7 +88,7 @@ def test_what_the_driver_would_refuse_is_refused(processor: Processor) -> None:
         with gpu.launching_on(0, STREAM), pytest.raises(Refused, match=r"loaded on GPU 1 and is launched on GPU 0"):
             add((1,), (1,), (to, np.int32(3), np.int64(1)))
     assert numbers.tolist() == [0, 192, 200, 0]
-    assert gpus.done == [(1, STREAM, "add<int>"), (1, STREAM, "graph"), (1, STREAM, "graph")]
+    assert gpus.done == [(1, STREAM, name) for name in ("add<int>", "add<int>", "graph", "graph")]
 
 
 def test_the_stand_in_is_found_and_forgotten(processor: Processor) -> None:
