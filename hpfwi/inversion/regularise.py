@@ -34,14 +34,14 @@ class RegulariseSettings(BaseModel):
         allow_inf_nan=False,
         description="Weight of total variation, which makes layers of one velocity with sharp edges. The weight is the "
         "share of the observed energy that a model costs whose velocity changes by its mean over the model's depth; "
-        "try 0.01, and 3 times more or less.",
+        "try 0.03, and 3 times more or less.",
     )
     tikhonov: float = Field(
         default=0.0,
         ge=0,
         allow_inf_nan=False,
         description="Weight of the squared slope (Tikhonov of first order), which makes everything smooth; the same "
-        "unit, but steep slopes count by their square, so try 0.001 first.",
+        "unit, but steep slopes count by their square, so try 0.003 first.",
     )
 
     @property
