@@ -39,8 +39,8 @@ class ClusterSettings(BaseModel):
     threads_per_worker: int = Field(
         default=1,
         ge=1,
-        description="Items one worker computes at the same time, one thread each; where an inversion has fewer groups "
-        "of shots in an iteration, threads share them.",
+        description="Items one worker computes at the same time, one thread each; an inversion with fewer items in an "
+        "iteration has threads share them.",
     )
     address: str | None = Field(
         default=None,
