@@ -29,7 +29,8 @@ SPILLED_BYTES = {
     (8, 512): {4: 32, 6: 96, 7: 128, 8: 160},
 }
 """By order and bound, at most how many bytes of a thread's registers go to local memory for tiles of so many rows; none
-where nothing is said. tests/kernels/test_acoustic_cuda_compiled.py holds compiled instances to it."""
+where nothing is said. A grid's instances take up to 96 more.
+tests/kernels/test_acoustic_cuda_compiled.py holds compiled instances to it."""
 CLUSTER_SIZES = (2, 4, 8)
 """Blocks of a cluster that every GPU with clusters can run."""
 LAYER_ROW_COST = 1.8
