@@ -88,7 +88,8 @@ class Medium:
         """Speed of the fastest wave where the P velocity is at most this: attenuation makes high frequencies faster."""
         if self.physics != "viscoacoustic":
             return velocity_mps
-        return velocity_mps * float((self.relaxed() / self._root()).max())
+        # deepwave computes the same in the model's precision and refuses a bound that is a rounding too low.
+        return velocity_mps * float((self.relaxed() / self._root()).max()) * (1 + 1e-6)
 
     def slowest_mps(self, velocity_mps: float) -> float:
         """Speed of the slowest wave where the P velocity is at least this; liquids carry no shear wave."""

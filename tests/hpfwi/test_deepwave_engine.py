@@ -193,6 +193,14 @@ def test_gradient_is_the_derivative_of_the_misfit(options: dict[str, Any]) -> No
     assert 0 < relative(answer(rare, start)[1], gradient) < 1e-2
 
 
+@pytest.mark.parametrize("quality", [10.0, 30.0, 50.0, 77.0, 200.0])
+def test_a_model_as_fast_as_it_may_be_can_be_computed(quality: float) -> None:
+    """deepwave checks the fastest wave in float32, where attenuation may round it up."""
+    engine = simulator(engine="deepwave", physics="viscoacoustic", quality_factor=quality)
+    fast = torch.full(GRID.shape, HIGH_MPS, dtype=torch.float32)
+    assert torch.isfinite(engine.predict(fast, [0])).all()
+
+
 def test_bits_depend_on_nothing_but_the_shots() -> None:
     """Repeats, torch's threads, and calls from several threads at once, as hpfwi's workers make them."""
     survey = Survey(SURVEY.sources_m, SURVEY.receivers_m, SURVEY.dt_s, 25)
