@@ -47,8 +47,8 @@ else:
     import peers  # run as a script, this folder is where Python looks first
 
 SOURCE, TARGET = "flatvel-a", "curvevel-a"
-TRAINED, UNLABELLED, HELD_OUT = 1000, 60, 30
-ITERATIONS = 120
+TRAINED, UNLABELLED, HELD_OUT = 1000, 200, 30
+ITERATIONS = 60
 MAPS = (
     *("--model-shape", "40,40", "--set", "shots=3", "--set", "steps=500", "--set", "keep_every=4"),
     *("--set", "peak_hz=20"),
@@ -73,6 +73,7 @@ TRAINING = (
 FINE_TUNING = (
     "training.epochs=20",
     "training.schedule.peak=3e-4",
+    "training.mirror=true",
     "data.validation_share=0.1",
 )
 ONE_CORE = ("cluster.workers=0", "cluster.threads_per_worker=1")
