@@ -250,13 +250,17 @@ def layers(case: Case, device: str) -> dict[str, Runner]:
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(case.shape, generator=generator).to(device)
     if case.family == "dct_pool":
-        from hpfwi_kernels.dct_pool import eager_multi_frequency_pool, multi_frequency_pool, published_frequencies
+        from hpfwi_kernels.dct_pool import eager_multi_frequency_pool, multi_frequency_pool, op, published_frequencies
 
         frequencies, side = published_frequencies(case.side), case.side
-        return {
+        found = {
             "hpfwi": _layer(lambda leaf: torch.stack(multi_frequency_pool(leaf, frequencies, side)), x),
             "torch": _layer(lambda leaf: torch.stack(eager_multi_frequency_pool(leaf, frequencies, side)), x),
         }
+        if device != "cpu" and op.numba_is_usable():
+            pool = op.numba_multi_frequency_pool
+            found["numba"] = _layer(lambda leaf: torch.stack(pool(leaf, frequencies, side)), x)
+        return found
     from hpfwi_kernels.haar import eager_wavelet_convolution, wavelet_convolution
 
     channels = case.shape[1]

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -36,20 +37,30 @@ def multi_frequency_pool(x: Tensor, frequencies: Frequencies, side: int) -> tupl
     if not all(0 <= index < side for pair in frequencies for index in pair):
         raise KernelError(f"A frequency of {list(frequencies)} does not exist for side={side}: give 0 to {side - 1}.")
     if not compiled(x, frequencies, side):
-        return eager_multi_frequency_pool(x, frequencies, side)
+        by_numba = x.is_cuda and not _gpu_is_usable() and numba_is_usable()
+        return (numba_multi_frequency_pool if by_numba else eager_multi_frequency_pool)(x, frequencies, side)
     flat = [index for pair in frequencies for index in pair]
     mean, high, low, _ = _pool(x, flat, side, torch.is_grad_enabled() and x.requires_grad)
     return mean, high, low
 
 
 def compiled(x: Tensor, frequencies: Frequencies, side: int) -> bool:
-    """Whether x's device has a compiled kernel for it; elsewhere torch's own operations do the work."""
+    """Whether x's device has a kernel for it that a compiled graph can hold; elsewhere Numba's, or torch's own."""
     return x.device.type == "cpu" or (x.is_cuda and cuda.takes(frequencies, side) and _gpu_is_usable())
 
 
 @torch.compiler.assume_constant_result  # a compiler is not to follow what looks for a GPU
 def _gpu_is_usable() -> bool:
     return available()
+
+
+@torch.compiler.assume_constant_result
+def numba_is_usable() -> bool:
+    try:
+        from hpfwi_kernels.dct_pool import numba_cuda
+    except ImportError:  # a Numba without a CUDA target
+        return False
+    return numba_cuda.available()
 
 
 def _array(tensor: Tensor) -> NDArray:
@@ -179,6 +190,50 @@ def _pool_backward(ctx: Any, mean: Tensor, high: Tensor, low: Tensor, _: Tensor)
 
 
 _pool.register_autograd(_pool_backward, setup_context=_keep_positions)
+
+
+@torch.compiler.disable
+def numba_multi_frequency_pool(x: Tensor, frequencies: Frequencies, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """multi_frequency_pool by Numba's CUDA kernels, for GPUs without CuPy; a compiled graph breaks at it."""
+    mean, high, low = _ByNumba.apply(x, tuple(frequencies), side)
+    return mean, high, low
+
+
+class _ByNumba(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, frequencies: Frequencies, side: int) -> tuple[Tensor, Tensor, Tensor]:
+        from hpfwi_kernels.dct_pool import numba_cuda
+
+        precision = x.dtype if x.dtype == torch.float64 else torch.float32
+        planes = x.detach().to(precision).contiguous().flatten(0, 1)
+        mean, high, low = (planes.new_empty(len(planes)) for _ in range(3))
+        cells = planes.new_empty((len(planes), 2, len(frequencies)), dtype=torch.int32)
+        with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+            numba_cuda.forward(planes, frequencies, side, mean, high, low, cells, **_where(x))
+        ctx.save_for_backward(cells)
+        ctx.frequencies, ctx.side, ctx.shape = frequencies, side, x.shape
+        means, highs, lows = (part.view(x.shape[:2]).to(x.dtype) for part in (mean, high, low))
+        return means, highs, lows
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
+        from hpfwi_kernels.dct_pool import numba_cuda
+
+        (cells,) = ctx.saved_tensors
+        like = above[0]
+        precision = like.dtype if like.dtype == torch.float64 else torch.float32
+        mean, high, low = (part.detach().to(precision).contiguous().flatten() for part in above)
+        out = mean.new_empty((len(cells), *ctx.shape[2:]))
+        with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
+            numba_cuda.gradient(out, cells, ctx.frequencies, ctx.side, mean, high, low, **_where(like))
+        return out.view(ctx.shape).to(like.dtype), None, None
+
+
+def _where(tensor: Tensor) -> dict[str, int]:
+    """The stream and the GPU that a tensor is computed on; the simulator of Numba's CUDA target has neither."""
+    if not tensor.is_cuda:
+        return {}
+    return {"stream": torch.cuda.current_stream(tensor.device).cuda_stream, "gpu": tensor.device.index}
 
 
 def eager_multi_frequency_pool(x: Tensor, frequencies: Frequencies, side: int) -> tuple[Tensor, Tensor, Tensor]:
