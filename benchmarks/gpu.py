@@ -36,6 +36,7 @@ PACKAGES = (
 )  # fmt: skip
 TESTS = (
     "test_acoustic_cuda_op.py", "test_acoustic_cuda_streaming_gpu.py", "test_haar_cuda.py", "test_dct_pool_cuda.py",
+    "test_dct_pool_numba.py",
 )  # fmt: skip
 SANITIZED = {
     "test_acoustic_cuda_op.py": "test_the_operation_on_a_gpu",
