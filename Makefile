@@ -5,14 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-kernels test-parts test-runs lint bench gpu kills multi-node cuda clean
+.PHONY: demo test check test-kernels test-parts test-runs lint bench gpu kills multi-node cuda clean
 
 demo: $(READY)
 	$(BIN)/hpfwi demo --overwrite
 
-# Three parts at the same time, their lines mixed: the first computes and compiles, the others often wait for processes.
-test: $(READY) lint
+# The check compiles the loops that all parts use, beside the linters. Then three parts at the same time, their lines
+# mixed: the first computes and compiles, the others often wait for processes.
+test: $(READY)
+	$(MAKE) --jobs=2 --output-sync=target lint check
 	$(MAKE) --jobs=3 --output-sync=line --keep-going test-kernels test-parts test-runs
+
+check: $(READY)
+	$(BIN)/hpfwi check
 
 test-kernels:
 	$(BIN)/python -m pytest -p no:cacheprovider tests/kernels
