@@ -15,11 +15,18 @@ from hpfwi.errors import ConfigError, DataError
 from hpfwi.verbs import verb_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hpfwi.inversion.wavelet_estimate import Estimate
     from hpfwi.physics.model import EarthModel
     from hpfwi.store.segy_records import Records
 
 SHOTS = 12
-"""Shots that a wavelet is estimated from: their noise averages out, and a minute is enough."""
+"""Shots that the wavelet of all is estimated from: their noise averages out, and a minute is enough."""
+
+LISTED = 20
+"""Shots whose own wavelets are told one by one; of more, only those that are explained worst."""
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
@@ -122,9 +129,18 @@ def wavelet(
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="Change one option of the configuration; may be repeated."),
     ] = None,
+    per_shot: Annotated[
+        bool, typer.Option("--per-shot", help="A wavelet for each shot, from its own gather alone.")
+    ] = False,
     shots: Annotated[
-        int, typer.Option("--shots", metavar="N", min=1, help="Shots it is estimated from, spread over the line.")
-    ] = SHOTS,
+        int | None,
+        typer.Option(
+            "--shots",
+            metavar="N",
+            min=1,
+            help=f"Shots that the wavelet of all is estimated from, spread over the line; without it, {SHOTS}.",
+        ),
+    ] = None,
     length_s: Annotated[
         float | None,
         typer.Option("--length-s", metavar="S", min=0, help="Its length; without it, 6 periods of source.peak_hz."),
@@ -137,46 +153,88 @@ def wavelet(
 ) -> None:
     """Estimate the wavelet of observed gathers.
 
-    The one wavelet that explains them best in the initial model, strength included; source.peak_hz says about
-    which frequency to look. It is used with --set source.wavelet=PATH.npy.
+    The one wavelet that explains them best in the initial model, strength included; or one for each shot. Option
+    source.peak_hz says about which frequency to look. It is used with --set source.wavelet=PATH.npy.
     """
     import numpy as np
 
     from hpfwi.config import load_config
     from hpfwi.experiment import build_experiment
-    from hpfwi.inversion.wavelet_estimate import estimate_wavelet
-    from hpfwi.physics.source import peak_frequency_hz
+    from hpfwi.inversion.wavelet_estimate import estimate_each, estimate_wavelet
     from hpfwi.store.atomic import new_file, refuse_unwritable
     from hpfwi.store.gathers import open_gathers
 
     if out.suffix != ".npy":
         raise ConfigError(f"{out} has the suffix {out.suffix!r}: a wavelet is written as .npy.")
+    if per_shot and shots is not None:
+        raise ConfigError(f"--per-shot takes every shot, so --shots {shots} has no say: leave one of the two out.")
     refuse_unwritable(out, overwrite=overwrite)
     config, _ = load_config(source, overrides or [])
     if config.data.observed is None:
         raise ConfigError("There are no gathers to find a wavelet in; name them with --set data.observed=PATH.zarr.")
     experiment, store = build_experiment(config), open_gathers(config.data.observed)
-    chosen = np.unique(np.linspace(0, store.survey.shots - 1, shots).round().astype(int)).tolist()
+    options: dict[str, Any] = {
+        "length_s": length_s,
+        "max_offset_m": float("inf") if max_offset_m is None else max_offset_m,
+        "threads": len(os.sched_getaffinity(0)),
+    }
+
+    def observed(shot: int) -> NDArray[np.float32]:
+        gather: NDArray[np.float32] = store.read([shot])[0]
+        return gather
+
+    chosen = np.unique(np.linspace(0, store.survey.shots - 1, shots or SHOTS).round().astype(int)).tolist()
     with progress_of("shots") as progress:
-        found = estimate_wavelet(
-            experiment,
-            lambda shot: store.read([shot])[0],
-            chosen,
-            length_s=length_s,
-            max_offset_m=float("inf") if max_offset_m is None else max_offset_m,
-            threads=len(os.sched_getaffinity(0)),
-            progress=progress,
-        )
+        common = estimate_wavelet(experiment, observed, chosen, **options, progress=progress)
+    each = []
+    if per_shot:
+        with progress_of("shots of their own") as progress:
+            each = estimate_each(experiment, observed, **options, progress=progress)
+    wavelet = np.stack([one.wavelet for one in each]) if each else common.wavelet
     with new_file(out, overwrite=overwrite) as temporary:
-        np.save(temporary, found.wavelet)
-    peak_hz = peak_frequency_hz(found.wavelet, store.survey.dt_s)
-    used = f"{found.traces} traces of {len(chosen)} shots"
-    typer.echo(f"Explains     {100 * found.explained:.1f} % of the energy of {used} in the initial model")
-    length, dt_s, largest = len(found.wavelet), store.survey.dt_s, np.abs(found.wavelet).max()
-    typer.echo(
-        f"Wavelet      {length} samples of {dt_s:g} s, peak at {peak_hz:.3g} Hz, largest amplitude {largest:.3g} Pa"
-    )
+        np.save(temporary, wavelet)
+    for text in _estimated(common, chosen, each, store.survey.dt_s):
+        typer.echo(text)
     typer.echo(f"Wrote        {out}; invert with --set source.wavelet={out}")
+
+
+def _estimated(common: Estimate, shots: Sequence[int], each: Sequence[Estimate], dt_s: float) -> list[str]:
+    """What was found: the wavelet of some shots together, or those of all shots and how they compare with it."""
+    import numpy as np
+
+    from hpfwi.physics.source import peak_frequency_hz
+
+    length = f"{len(common.wavelet)} samples of {dt_s:g} s"
+    of_some = f"{len(shots)} shot{'s' * (len(shots) > 1)}"
+    if not each:
+        return [
+            f"Explains     {100 * common.explained:.1f} % of the energy of {common.traces} traces of {of_some} in the "
+            "initial model",
+            f"Wavelet      {length}, peak at {peak_frequency_hz(common.wavelet, dt_s):.3g} Hz, largest amplitude "
+            f"{np.abs(common.wavelet).max():.3g} Pa",
+        ]
+
+    def share(chosen: Sequence[Estimate]) -> float:
+        return sum(one.explained * one.energy for one in chosen) / sum(one.energy for one in chosen)
+
+    worst = sorted(range(len(each)), key=lambda shot: each[shot].explained)
+    listed = sorted(worst) if len(each) <= LISTED else worst[:LISTED]
+    peaks = [peak_frequency_hz(one.wavelet, dt_s) for one in each]
+    largest = [float(np.abs(one.wavelet).max()) for one in each]
+    return [
+        f"Explains     {100 * share(each):.1f} % of the energy of {sum(one.traces for one in each)} traces of "
+        f"{len(each)} shots in the initial model",
+        f"In common    {100 * common.explained:.1f} % of that of {of_some} by one wavelet for all, against "
+        f"{100 * share([each[shot] for shot in shots]):.1f} %",
+        f"Wavelets     {len(each)} of {length}, peaks at {min(peaks):.3g} to {max(peaks):.3g} Hz, largest amplitudes "
+        f"{min(largest):.3g} to {max(largest):.3g} Pa",
+        *([f"Of {len(each)} shots the {len(listed)} that are explained worst:"] if len(listed) < len(each) else []),
+        *(
+            f"Shot {shot:<7} {100 * each[shot].explained:.1f} % of {each[shot].traces} traces, peak at "
+            f"{peaks[shot]:.3g} Hz, largest amplitude {largest[shot]:.3g} Pa"
+            for shot in listed
+        ),
+    ]
 
 
 def velocity(

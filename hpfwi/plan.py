@@ -19,6 +19,7 @@ from hpfwi.physics.bands import band_passed, simulator_of_band
 from hpfwi.physics.derived import Derived, derived
 from hpfwi.physics.device import usable_gpus
 from hpfwi.physics.simulator import Simulator
+from hpfwi.physics.source import differ_by_shot
 from hpfwi.progress import clock
 
 if TYPE_CHECKING:
@@ -99,10 +100,16 @@ def _wavelet(experiment: Experiment) -> Derived:
             warning=True,
         )
     if config.source.wavelet != "ricker":
-        return Derived("wavelet", Path(config.source.wavelet).name, "source.wavelet")
+        return Derived("wavelet", Path(config.source.wavelet).name, f"source.wavelet{_whose(experiment)}")
     if config.data.observed is not None:
-        return Derived("wavelet", "own", "stored with the gathers; options of [source] have no say")
+        stored = f"stored with the gathers{_whose(experiment)}; options of [source] have no say"
+        return Derived("wavelet", "own", stored)
     return Derived("wavelet", "ricker", f"of strength {config.source.strength:g}")
+
+
+def _whose(experiment: Experiment) -> str:
+    """That shots have wavelets of their own, where they do."""
+    return f", one for each of {experiment.survey.shots} shots" if differ_by_shot(experiment.wavelet) else ""
 
 
 def _stages(experiment: Experiment) -> list[Derived]:

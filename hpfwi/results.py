@@ -6,6 +6,7 @@
     gathers/window                                           float32[k, receiver, time], 0 to 1: what data.mute leaves
     gathers/receivers_m                                      float64[k, receiver, 2] (z, x), NaN = absent
     survey/sources_m, survey/receivers_m                     float64[n, 2] (z, x): every position, once
+    wavelet                                                  float32[shot, source, time], Pa, of every shot
     attributes of the root                                   name, spacing_m, origin_m (z, x), dt_s, observed_rms,
                                                              band_rms where the inversion has bands
 
@@ -80,6 +81,11 @@ class Results:
             self._put("gathers/receivers_m", survey.receivers_m[list(shots)])
             self._put("survey/sources_m", _distinct(survey.sources_m))
             self._put("survey/receivers_m", _distinct(survey.receivers_m))
+
+    def wavelet(self, wavelet: np.ndarray) -> None:
+        """Store the wavelet [shot, source, time], for a resume when its file is another one by then."""
+        with _disk(self.path):
+            self._put("wavelet", np.asarray(wavelet, np.float32))
 
     def append_history(self, iteration: int, velocity: np.ndarray) -> None:
         """Add the model [z, x] in m/s of `iteration` to the history, dropping records of that iteration and later ones.

@@ -52,6 +52,7 @@ def prepare(
         folder.event("derived", name=fact.name, value=fact.value, reason=fact.reason, warning=fact.warning)
     results, grid = folder.results, models.initial.grid
     results.describe(name=config.name, spacing_m=grid.spacing_m, origin_m=grid.origin_m, dt_s=survey.dt_s)
+    results.wavelet(experiment.wavelet)
     results.model("initial", models.initial.velocity)
     if models.true is not None:
         results.model("true", models.true.velocity)

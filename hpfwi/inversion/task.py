@@ -54,6 +54,7 @@ class InversionTask:
     observed_rms    root mean square of all observed samples after data.mute, Pa; residuals are counted in this unit,
                     which keeps gradients near 1 whatever the strength of the source, as Adam's epsilon wants
     band_rms        the same below each corner of inversion.bands_hz
+    wavelet         float32[shot, source, time], Pa; None: what configuration and gathers say
     device          that waves are computed on; None: as cluster.device says for this process
 
     The misfit that is minimised is J = ½ Σ ((predicted - observed) / observed_rms)², both multiplied by the window of
@@ -71,15 +72,16 @@ class InversionTask:
         observed_rms: float,
         *,
         band_rms: Sequence[float] = (),
+        wavelet: NDArray[np.float32] | None = None,
         device: Device | None = None,
     ) -> None:
         self._config = config
         self._observed = observed
         survey = observed.survey
-        wavelet = wavelet_of(config, observed)
+        self._wavelet = wavelet_of(config, observed) if wavelet is None else wavelet
         low, high = config.model.bounds_mps
         device = device_here(config.cluster) if device is None else device
-        self.simulator = Simulator(initial.grid, survey, wavelet, config.modelling, high, low, device=device)
+        self.simulator = Simulator(initial.grid, survey, self._wavelet, config.modelling, high, low, device=device)
         self._stages = stages_of(config.inversion.bands_hz, config.inversion.iterations)
         self._rms_of_stages = (*band_rms, observed_rms)
         self._stage = self._stages[-1]
@@ -213,7 +215,7 @@ class InversionTask:
         self._cache_left_bytes = _cache_bytes()
         self._listener = self.simulator
         if stage.corner_hz is not None:
-            wavelet = in_stage(wavelet_of(self._config, self._observed), self._observed.survey.dt_s, stage)
+            wavelet = in_stage(self._wavelet, self._observed.survey.dt_s, stage)
             self._listener = simulator_of_band(self.simulator, wavelet, self._config.model.bounds_mps)
 
     def _observed_of(self, shots: tuple[int, ...]) -> torch.Tensor:
@@ -283,6 +285,7 @@ def open_task(run: Path, *, device: Device | None = None) -> InversionTask:
         observed,
         float(results.attrs["observed_rms"]),
         band_rms=results.attrs.get("band_rms", ()),
+        wavelet=np.asarray(results["wavelet"][:], np.float32) if "wavelet" in results else None,
         device=device,
     )
 

@@ -20,7 +20,7 @@ from scipy.linalg import solve_toeplitz
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.experiment import Experiment
 from hpfwi.physics.simulator import Simulator
-from hpfwi.physics.source import DELAY_PERIODS, build_wavelet
+from hpfwi.physics.source import DELAY_PERIODS, build_wavelet, ricker
 
 DAMPING = 1e-3
 """Added to the autocorrelation at lag zero, as a share of it: frequencies that the probe lacks stay unamplified. Within
@@ -37,6 +37,10 @@ FALL_SHARE = 0.1
 """Last share of the wavelet that is brought to zero for the same reason."""
 
 
+Pairs = Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Predicted and observed traces of every shot, float64[trace, time] each."""
+
+
 @dataclass(frozen=True, eq=False)
 class Estimate:
     """A wavelet and how well it does.
@@ -44,11 +48,13 @@ class Estimate:
     wavelet     float64[time] at the survey's dt_s, from the time of the shot on
     explained   1 - |observed - predicted|² / |observed|² of the traces that were used
     traces      how many there were
+    energy      |observed|² of them, Pa²
     """
 
     wavelet: NDArray[np.float64]
     explained: float
     traces: int
+    energy: float
 
 
 def estimate_wavelet(
@@ -73,44 +79,100 @@ def estimate_wavelet(
     raises  ConfigError: a length that the records do not have, no trace within the offset
             DataError: gathers that the model cannot explain at all
     """
-    survey, source = experiment.survey, experiment.config.source
-    peak_s = 1 / source.peak_hz
-    length = round((LENGTH_PERIODS * peak_s if length_s is None else length_s) / survey.dt_s) + 1
-    if not 4 <= length <= survey.samples:
-        raise ConfigError(
-            f"A wavelet of {length} samples cannot be found in records of {survey.samples} samples of {survey.dt_s:g} "
-            f"s: give a length from {3 * survey.dt_s:g} to {survey.duration_s:g} s with --length-s."
-        )
-    # A probe that starts late needs a filter that reaches back: its maximum may move to the time of the shot.
-    back = round(DELAY_PERIODS * peak_s / survey.dt_s)
-    settings = source.model_copy(update={"wavelet": "ricker", "strength": 1.0, "delay_s": back * survey.dt_s})
-    probe = build_wavelet(settings, survey)
-    low_mps, high_mps = experiment.config.model.bounds_mps
-    grid, modelling = experiment.models.initial.grid, experiment.config.modelling
-    simulator = Simulator(grid, survey, probe, modelling, high_mps, low_mps, device=experiment.simulator.device)
-    velocity = torch.tensor(experiment.models.initial.velocity)
-    offsets = np.abs(survey.receivers_m[..., 1] - survey.sources_m[:, :1, 1])
+    probe = _Probe(experiment, length_s, max_offset_m, threads)
     pairs = []
-    for shot in shots:
-        near = np.flatnonzero(offsets[shot] <= max_offset_m)  # absent receivers are at NaN, which is never near
-        if len(near):
-            with torch.no_grad():
-                predicted = simulator.predict(velocity, [shot], threads).numpy()[0]
-            pairs.append((predicted[near].astype(np.float64), observed(shot)[near].astype(np.float64)))
-        progress(len(pairs), len(shots))
+    for done, shot in enumerate(shots, start=1):
+        pair = probe.pair(shot, observed(shot))
+        if len(pair[0]):
+            pairs.append(pair)
+        progress(done, len(shots))
     if not pairs:
         raise ConfigError(f"No receiver is within {max_offset_m:g} m of its source: give more with --max-offset-m.")
-    shaping = shaping_filter(pairs, back, length)
-    series = np.convolve(shaping, probe[shots[0]][~np.isnan(survey.sources_m[shots[0], :, 0])][0].astype(np.float64))
-    wavelet = series[back : back + length].copy()
-    rise, fall = min(length, round(RISE_PERIODS * peak_s / survey.dt_s)), max(1, round(FALL_SHARE * length))
-    wavelet[:rise] *= 0.5 - 0.5 * np.cos(np.pi * np.arange(rise) / max(1, rise))
-    wavelet[-fall:] *= 0.5 + 0.5 * np.cos(np.pi * (np.arange(fall) + 1) / fall)
-    return Estimate(wavelet, explained(pairs, shaping, back), sum(len(one[0]) for one in pairs))
+    return probe.estimate(pairs)
 
 
-Pairs = Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]
-"""Predicted and observed traces of every shot, float64[trace, time] each."""
+def estimate_each(
+    experiment: Experiment,
+    observed: Callable[[int], NDArray[np.float32]],
+    *,
+    length_s: float | None = None,
+    max_offset_m: float = math.inf,
+    threads: int = 1,
+    progress: Callable[[int, int], None] = lambda done, shots: None,
+) -> list[Estimate]:
+    """The wavelet of every shot of the survey, from its own gather alone; arguments as of `estimate_wavelet`.
+
+    raises  as `estimate_wavelet`, of the first shot that it is true of
+    """
+    probe = _Probe(experiment, length_s, max_offset_m, threads)
+    shots = experiment.survey.shots
+    found = []
+    for shot in range(shots):
+        pair = probe.pair(shot, observed(shot))
+        if not len(pair[0]):
+            raise ConfigError(
+                f"Shot {shot} has no receiver within {max_offset_m:g} m of its source: give more with --max-offset-m."
+            )
+        try:
+            found.append(probe.estimate([pair]))
+        except DataError as error:
+            raise DataError(f"Shot {shot}: {error}") from error
+        progress(shot + 1, shots)
+    return found
+
+
+class _Probe:
+    """Gathers of a Ricker wavelet in the initial model, and what turns them into wavelets."""
+
+    def __init__(self, experiment: Experiment, length_s: float | None, max_offset_m: float, threads: int) -> None:
+        survey, source = experiment.survey, experiment.config.source
+        peak_s = 1 / source.peak_hz
+        self._length = round((LENGTH_PERIODS * peak_s if length_s is None else length_s) / survey.dt_s) + 1
+        if not 4 <= self._length <= survey.samples:
+            raise ConfigError(
+                f"A wavelet of {self._length} samples cannot be found in records of {survey.samples} samples of "
+                f"{survey.dt_s:g} s: give a length from {3 * survey.dt_s:g} to {survey.duration_s:g} s with --length-s."
+            )
+        # A probe that starts late needs a filter that reaches back: its maximum may move to the time of the shot.
+        self._back = round(DELAY_PERIODS * peak_s / survey.dt_s)
+        self._rise = round(RISE_PERIODS * peak_s / survey.dt_s)
+        delay_s = self._back * survey.dt_s
+        settings = source.model_copy(update={"wavelet": "ricker", "strength": 1.0, "delay_s": delay_s})
+        self._series = ricker(source.peak_hz, survey.dt_s, survey.samples, delay_s)
+        low_mps, high_mps = experiment.config.model.bounds_mps
+        self._simulator = Simulator(
+            experiment.models.initial.grid,
+            survey,
+            build_wavelet(settings, survey),
+            experiment.config.modelling,
+            high_mps,
+            low_mps,
+            device=experiment.simulator.device,
+        )
+        self._velocity = torch.tensor(experiment.models.initial.velocity)
+        distances = survey.receivers_m[..., 1:] - survey.sources_m[:, :1, 1:]
+        self._near = np.linalg.norm(distances, axis=-1) <= max_offset_m  # NaN, of absent receivers, is never near
+        self._threads = threads
+
+    def pair(self, shot: int, observed: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Predicted and observed traces of a shot within the offset, float64[trace, time] each; maybe none."""
+        near = self._near[shot]
+        if not near.any():
+            return np.empty((0, observed.shape[-1])), np.empty((0, observed.shape[-1]))
+        with torch.no_grad():
+            predicted = self._simulator.predict(self._velocity, [shot], self._threads).numpy()[0]
+        return predicted[near].astype(np.float64), observed[near].astype(np.float64)
+
+    def estimate(self, pairs: Pairs) -> Estimate:
+        """The wavelet that explains these traces best; raises DataError where they are all zero."""
+        back, length = self._back, self._length
+        shaping = shaping_filter(pairs, back, length)
+        wavelet = np.convolve(shaping, self._series)[back : back + length].copy()
+        rise, fall = min(length, self._rise), max(1, round(FALL_SHARE * length))
+        wavelet[:rise] *= 0.5 - 0.5 * np.cos(np.pi * np.arange(rise) / max(1, rise))
+        wavelet[-fall:] *= 0.5 + 0.5 * np.cos(np.pi * (np.arange(fall) + 1) / fall)
+        traces = sum(len(predicted) for predicted, _ in pairs)
+        return Estimate(wavelet, explained(pairs, shaping, back), traces, energy_of(pairs))
 
 
 def shaping_filter(pairs: Pairs, back: int, length: int) -> NDArray[np.float64]:
@@ -144,11 +206,15 @@ def shaping_filter(pairs: Pairs, back: int, length: int) -> NDArray[np.float64]:
 
 def explained(pairs: Pairs, shaping: NDArray[np.float64], back: int) -> float:
     """Share of the observed energy that the filtered predicted traces explain, at most 1."""
-    residual = energy = 0.0
+    residual = 0.0
     for predicted, observed in pairs:
         samples = predicted.shape[-1]
         size = samples + len(shaping)
         shaped = np.fft.irfft(np.fft.rfft(predicted, size) * np.fft.rfft(shaping, size), size)[:, back : back + samples]
         residual += float(np.square(observed - shaped).sum())
-        energy += float(np.square(observed).sum())
-    return 1 - residual / energy
+    return 1 - residual / energy_of(pairs)
+
+
+def energy_of(pairs: Pairs) -> float:
+    """Sum of the squares of the observed traces."""
+    return sum(float(np.square(observed).sum()) for _, observed in pairs)

@@ -27,14 +27,14 @@ records start from rest."""
 
 
 class SourceSettings(BaseModel):
-    """The wavelet that every source sends out."""
+    """The wavelets that the sources send out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     wavelet: str = Field(
         default="ricker",
         description='"ricker", or a file: .npy, .csv or .txt with amplitudes at the survey\'s dt_s, or two columns '
-        "time (s), amplitude.",
+        "time (s), amplitude; .npy with a row of amplitudes for each shot, as `hpfwi wavelet --per-shot` writes it.",
     )
     peak_hz: float = Field(
         default=8.0, gt=0, allow_inf_nan=False, description="Peak frequency of the Ricker wavelet, Hz."
@@ -75,40 +75,64 @@ def ricker(peak_hz: float, dt_s: float, samples: int, delay_s: float) -> NDArray
     return (1 - 2 * a) * np.exp(-a)
 
 
-def read_wavelet(path: str | Path, dt_s: float, samples: int) -> NDArray[np.float64]:
-    """A wavelet from a file, float64[time] at dt_s, padded with zeros or cut to `samples`.
+def read_wavelet(path: str | Path, dt_s: float, samples: int, shots: int) -> NDArray[np.float64]:
+    """Wavelets from a file at dt_s, padded with zeros or cut to `samples`: float64[shot, time], or [1, time] for all.
 
-    A file of one column holds amplitudes dt_s apart. A file of two columns holds times in seconds, increasing, and
-    amplitudes; it is resampled by a cubic spline and is zero outside the times given. Samples after the end of the
-    records are dropped: they cannot reach a receiver.
+    shots   of the survey: a file of one wavelet for each has this many
 
-    raises  DataError: the file is missing or not numeric, has another shape, NaN, times that do not increase, or zeros
-            only
+    A file of one column or one row holds the amplitudes, dt_s apart, of one wavelet that all shots send out. A file of
+    two columns holds times in seconds, increasing, and amplitudes; it is resampled by a cubic spline and is zero
+    outside the times given. A .npy of any other [shot, time] holds a row of amplitudes for each shot. Samples after
+    the end of the records are dropped: they cannot reach a receiver.
+
+    raises  DataError: the file is missing or not numeric, has another shape, wavelets of another number of shots, NaN,
+            times that do not increase, or a wavelet of zeros only
     """
     path = Path(path)
     table = _read_table(path)
-    if table.ndim == 2 and 1 in table.shape:
-        table = table.ravel()
-    if table.ndim == 1:
-        series = table
+    if table.ndim == 1 or (table.ndim == 2 and 1 in table.shape):
+        rows = table.reshape(1, -1)
     elif table.ndim == 2 and table.shape[1] == 2:
-        series = _resampled(path, table[:, 0], table[:, 1], dt_s, samples)
+        rows = _resampled(path, table[:, 0], table[:, 1], dt_s, samples)[None]
+    elif table.ndim == 2 and path.suffix.lower() == ".npy":
+        rows = _row_of_each(path, table, shots)
     else:
         raise DataError(
             f"Wavelet file {path} has shape {table.shape}: it must hold one column (amplitudes dt_s={dt_s:g} s apart) "
-            "or two (time in s, amplitude)."
+            "or two (time in s, amplitude), or as .npy a row of amplitudes for each shot."
         )
-    if not np.isfinite(series).all():
+    whose = "" if len(rows) == 1 else "shot {}, "
+    if not np.isfinite(rows).all():
+        shot, sample = (int(place) for place in np.argwhere(~np.isfinite(rows))[0])
         raise DataError(
-            f"Wavelet file {path} holds NaN or infinity at sample {int(np.argmin(np.isfinite(series)))}: replace it by "
-            "a finite amplitude."
+            f"Wavelet file {path} holds NaN or infinity at {whose.format(shot)}sample {sample}: replace it by a finite "
+            "amplitude."
         )
-    wavelet = np.zeros(samples)
-    kept = series[:samples]
-    wavelet[: len(kept)] = kept
-    if not wavelet.any():
-        raise DataError(f"Wavelet file {path} holds zeros only within the {samples} samples of the records.")
-    return wavelet
+    wavelets = np.zeros((len(rows), samples))
+    kept = rows[:, :samples]
+    wavelets[:, : kept.shape[1]] = kept
+    silent = np.flatnonzero(~wavelets.any(axis=1))
+    if len(silent):
+        raise DataError(
+            f"Wavelet file {path} holds {whose.format(silent[0])}zeros only within the {samples} samples of the "
+            "records: give amplitudes, or leave the shots that send nothing out of the gathers."
+        )
+    return wavelets
+
+
+def _row_of_each(path: Path, table: NDArray[np.float64], shots: int) -> NDArray[np.float64]:
+    """The table, if it has a row for each of so many shots."""
+    if len(table) == shots:
+        return table
+    remedy = (
+        "transpose it, for it looks like [time, shot]"
+        if table.shape[1] == shots
+        else "estimate them again from these gathers with `hpfwi wavelet --per-shot`, or give one wavelet for all"
+    )
+    raise DataError(
+        f"Wavelet file {path} holds wavelets of {len(table)} shots (it has the shape {table.shape}) and the survey has "
+        f"{shots}: {remedy}."
+    )
 
 
 def _read_table(path: Path) -> NDArray[np.float64]:
@@ -147,35 +171,52 @@ def _resampled(
 def build_wavelet(settings: SourceSettings, survey: Survey) -> NDArray[np.float32]:
     """The wavelet of every source, float32[shot, source, time], Pa; absent sources send zeros.
 
+    Sources of one shot send the same, and so do all shots unless a file has a row for each.
+
     raises  ConfigError, DataError: see `ricker` and `read_wavelet`
     """
     if settings.wavelet == "ricker":
         delay_s = DELAY_PERIODS / settings.peak_hz if settings.delay_s is None else settings.delay_s
-        series = ricker(settings.peak_hz, survey.dt_s, survey.samples, delay_s)
+        rows = ricker(settings.peak_hz, survey.dt_s, survey.samples, delay_s)[None]
     else:
-        series = read_wavelet(settings.wavelet, survey.dt_s, survey.samples)
+        rows = read_wavelet(settings.wavelet, survey.dt_s, survey.samples, survey.shots)
     present = ~np.isnan(survey.sources_m[..., 0])
-    return (settings.strength * series * present[..., None]).astype(np.float32)
+    return (settings.strength * rows[:, None, :] * present[..., None]).astype(np.float32)
 
 
-def _energy_spectrum(wavelet: ArrayLike, dt_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Frequencies (Hz) and the energy in each, summed over all traces of wavelet[..., time]."""
+def differ_by_shot(wavelet: NDArray[np.floating]) -> bool:
+    """Whether the shots of wavelet[shot, source, time] send out different things.
+
+    Each shot is told by its strongest source, for the places of absent sources hold zeros.
+
+    >>> differ_by_shot(np.ones((3, 1, 4))), differ_by_shot(np.arange(1.0, 13.0).reshape(3, 1, 4))
+    (False, True)
+    """
+    strongest = np.abs(wavelet).max(axis=2).argmax(axis=1)
+    rows = wavelet[np.arange(len(wavelet)), strongest]
+    return bool((rows != rows[0]).any())
+
+
+def _energy_spectra(wavelet: ArrayLike, dt_s: float) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    """Frequencies (Hz) and the energy in each, of every trace of wavelet[..., time] that is not zero; of one where all
+    are the same."""
     traces = np.asarray(wavelet, dtype=np.float64)
     traces = traces.reshape(-1, traces.shape[-1])
+    traces = traces[traces.any(axis=1)]
     if len(traces) > 1 and (traces == traces[0]).all():
         traces = traces[:1]
     # Eight times the length: bins fine enough that a frequency is good to a per cent.
     length = 8 * traces.shape[-1]
-    energy: NDArray[np.float64] = np.square(np.abs(np.fft.rfft(traces, length))).sum(axis=0)
-    if not energy.sum() > 0:
+    energies: list[NDArray[np.float64]] = [np.square(np.abs(np.fft.rfft(trace, length))) for trace in traces]
+    if not all(energy.sum() > 0 for energy in energies) or not energies:
         raise DataError("The wavelet is zero everywhere, so no wave leaves the sources: check strength and the file.")
-    return np.asarray(np.fft.rfftfreq(length, dt_s), dtype=np.float64), energy
+    return np.asarray(np.fft.rfftfreq(length, dt_s), dtype=np.float64), energies
 
 
 def highest_frequency_hz(wavelet: ArrayLike, dt_s: float, energy_share: float = ENERGY_SHARE) -> float:
     """Frequency above which only `energy_share` of the wavelet's energy lies, Hz.
 
-    wavelet  float[..., time], all traces together
+    wavelet  float[..., time]; of several traces the one that reaches highest counts, however weak it is
 
     It decides how fine the grid must be and how often a snapshot is needed for the gradient. The default share puts
     it at 2.5 peak frequencies for a Ricker wavelet (share 1e-2: 2.0, 1e-3: 2.3, 1e-5: 2.8).
@@ -185,17 +226,19 @@ def highest_frequency_hz(wavelet: ArrayLike, dt_s: float, energy_share: float = 
     >>> highest_frequency_hz(ricker(10.0, 0.001, 1000, 0.15), 0.001)
     25.5
     """
-    frequencies, energy = _energy_spectrum(wavelet, dt_s)
-    above = np.cumsum(energy[::-1])[::-1]
-    return float(frequencies[int(np.argmax(above <= energy_share * above[0]))]) or float(frequencies[-1])
+    frequencies, energies = _energy_spectra(wavelet, dt_s)
+    above = [np.cumsum(energy[::-1])[::-1] for energy in energies]
+    places = [int(np.argmax(left <= energy_share * left[0])) for left in above]  # 0: at no frequency that is below
+    return float(frequencies[-1] if 0 in places else frequencies[max(places)])
 
 
 def peak_frequency_hz(wavelet: ArrayLike, dt_s: float) -> float:
-    """Frequency with the most energy, Hz, of wavelet[..., time], all traces together.
+    """Frequency with the most energy, Hz, of wavelet[..., time]; of several traces all count alike.
 
     raises  DataError: the wavelet is zero everywhere
     """
-    frequencies, energy = _energy_spectrum(wavelet, dt_s)
+    frequencies, energies = _energy_spectra(wavelet, dt_s)
+    energy = energies[0] if len(energies) == 1 else np.sum([each / each.sum() for each in energies], axis=0)
     top = int(np.argmax(energy))
     if not 0 < top < len(energy) - 1:
         return float(frequencies[top])

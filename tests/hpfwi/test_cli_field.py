@@ -81,6 +81,20 @@ def test_from_segy_to_a_wavelet(line: Path) -> None:
     again = run("plan", "my.toml", *field, "--set", "source.wavelet=w.npy")
     assert "hpfwi wavelet" not in again.stdout
     assert "w.npy" in again.stdout
+    assert "for each" not in again.stdout
+    each = run("wavelet", "my.toml", *field, "--out", "each.npy", "--length-s", "0.3", "--per-shot")
+    assert each.exit_code == 0, each.output
+    told = [text.split() for text in each.stdout.splitlines()]
+    assert np.load("each.npy").shape == (2, 101)
+    assert [words[:2] for words in told if words[0] == "Shot"] == [["Shot", "0"], ["Shot", "1"]]
+    assert all(float(words[2]) > 98 for words in told if words[0] == "Shot")
+    np.save("each.npy", np.load("each.npy") * [[1.0], [0.5]])  # the two shots mirror each other
+    of_each = run("plan", "my.toml", *field, "--set", "source.wavelet=each.npy")
+    assert "one for each of 2 shots" in " ".join(of_each.stdout.split())
+    np.save("three.npy", np.ones((3, 101)))
+    sentence = refused(3, "plan", "my.toml", *field, "--set", "source.wavelet=three.npy")
+    assert "holds wavelets of 3 shots (it has the shape (3, 101)) and the survey has 2: estimate" in sentence
+    assert "--shots 1 has no say" in refused(2, "wavelet", "my.toml", *field, "--per-shot", "--shots", "1")
 
 
 def test_what_cannot_be_done_is_one_sentence(line: Path) -> None:

@@ -10,6 +10,7 @@ from hpfwi.physics.grid import Grid
 from hpfwi.physics.source import (
     SourceSettings,
     build_wavelet,
+    differ_by_shot,
     highest_frequency_hz,
     peak_frequency_hz,
     read_wavelet,
@@ -88,8 +89,8 @@ def test_one_column_is_taken_as_it_is_and_padded_or_cut(tmp_path: Path) -> None:
     np.save(tmp_path / "w.npy", series)
     (tmp_path / "w.txt").write_text("# amplitude\n0.0\n1.0\n-2.0  # trough\n0.5\n")
     for name in ("w.npy", "w.txt"):
-        assert read_wavelet(tmp_path / name, 0.002, 6).tolist() == [0.0, 1.0, -2.0, 0.5, 0.0, 0.0]
-        assert read_wavelet(tmp_path / name, 0.002, 3).tolist() == [0.0, 1.0, -2.0]
+        assert read_wavelet(tmp_path / name, 0.002, 6, 2).tolist() == [[0.0, 1.0, -2.0, 0.5, 0.0, 0.0]]
+        assert read_wavelet(tmp_path / name, 0.002, 3, 2).tolist() == [[0.0, 1.0, -2.0]]
     built = build_wavelet(SourceSettings(wavelet=str(tmp_path / "w.npy"), strength=2.0), SURVEY)
     assert built[1, 0, :4].tolist() == (2 * series).tolist()
 
@@ -102,14 +103,14 @@ def test_two_columns_are_resampled(tmp_path: Path) -> None:
     wanted_s = 0.002 * np.arange(300)
     expected = np.where(wanted_s <= times_s[-1], np.exp(-(((wanted_s - 0.2) / 0.04) ** 2)), 0.0)
     for name in ("w.csv", "w.npy"):
-        assert np.abs(read_wavelet(tmp_path / name, 0.002, 300) - expected).max() < 1e-4
+        assert np.abs(read_wavelet(tmp_path / name, 0.002, 300, 5)[0] - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
         ("w.txt", "0.0\nhello\n", "cannot be read as numbers"),
-        ("w.txt", "1 2 3\n4 5 6\n", r"has shape \(2, 3\)"),
+        ("w.txt", "1 2 3\n4 5 6\n", r"has shape \(2, 3\).*or as .npy a row of amplitudes for each shot"),
         ("w.txt", "1 2\n3\n", "cannot be read as numbers"),
         ("w.txt", "0.0\nnan\n", "holds NaN or infinity at sample 1"),
         ("w.txt", "0.0\n0.0\n", "holds zeros only"),
@@ -122,9 +123,52 @@ def test_two_columns_are_resampled(tmp_path: Path) -> None:
 def test_refused_files(tmp_path: Path, name: str, content: str, sentence: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=sentence):
-        read_wavelet(tmp_path / name, 0.002, 100)
+        read_wavelet(tmp_path / name, 0.002, 100, 2)
+
+
+ROWS = np.array([[0.0, 1.0, -2.0, 0.5], [0.0, 0.1, 0.3, 0.0]])
+
+
+def test_a_row_for_each_shot(tmp_path: Path) -> None:
+    np.save(tmp_path / "w.npy", ROWS)
+    built = build_wavelet(SourceSettings(wavelet=str(tmp_path / "w.npy"), strength=2.0), SURVEY)
+    assert built.shape == (2, 1, 400)
+    assert built[:, 0, :4] == pytest.approx(2 * ROWS)
+    assert not built[:, :, 4:].any()
+    assert read_wavelet(tmp_path / "w.npy", 0.002, 3, 2).tolist() == ROWS[:, :3].tolist()
+    assert differ_by_shot(built)
+    one_fires_twice = np.zeros((3, 2, 4))
+    one_fires_twice[0, 0] = one_fires_twice[1, 1] = one_fires_twice[2] = ROWS[0]
+    assert not differ_by_shot(one_fires_twice)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (ROWS, r"holds wavelets of 2 shots .* the survey has 3: estimate them again .* `hpfwi wavelet --per-shot`"),
+        (np.ones((7, 3)), r"holds wavelets of 7 shots .* the survey has 3: transpose it, .* like \[time, shot\]\.$"),
+        (np.array([ROWS[0], 0 * ROWS[0], ROWS[1]]), "holds shot 1, zeros only within the 100 samples"),
+        (np.array([ROWS[0], ROWS[1], ROWS[1] * np.nan]), "NaN or infinity at shot 2, sample 0"),
+        (np.ones((3, 4, 5)), r"has shape \(3, 4, 5\)"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_refused(tmp_path: Path, rows: np.ndarray, sentence: str) -> None:
+    np.save(tmp_path / "w.npy", rows)
+    with pytest.raises(DataError, match=sentence):
+        read_wavelet(tmp_path / "w.npy", 0.002, 100, 3)
+
+
+def test_frequencies_come_from_all_shots() -> None:
+    """A quiet shot of high frequencies asks for the grid that it needs, and a loud one does not decide the peak."""
+    low, high = (ricker(peak_hz, 0.001, 1000, 0.3) for peak_hz in (6.0, 12.0))
+    loud_and_quiet = np.stack([1000 * low, low, high])
+    assert highest_frequency_hz(loud_and_quiet, 0.001) == highest_frequency_hz(high, 0.001)
+    assert peak_frequency_hz(loud_and_quiet, 0.001) == pytest.approx(6.0, rel=0.05)
+    assert peak_frequency_hz(np.stack([1000 * low, *[high] * 20]), 0.001) == pytest.approx(12.0, rel=0.05)
+    with_silence = np.stack([np.zeros(1000), low, low])
+    assert peak_frequency_hz(with_silence, 0.001) == peak_frequency_hz(low, 0.001)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.npy does not exist"):
-        read_wavelet(tmp_path / "none.npy", 0.002, 100)
+        read_wavelet(tmp_path / "none.npy", 0.002, 100, 1)

@@ -6,7 +6,7 @@ import pytest
 from hpfwi.config import load_config
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.experiment import Experiment, build_experiment
-from hpfwi.inversion.wavelet_estimate import estimate_wavelet, shaping_filter
+from hpfwi.inversion.wavelet_estimate import estimate_each, estimate_wavelet, shaping_filter
 from hpfwi.physics.modelling import simulate
 from hpfwi.physics.source import ricker
 from hpfwi.store.gathers import open_gathers, write_gathers
@@ -58,6 +58,30 @@ def test_a_wavelet_is_found_with_its_strength_delay_and_shape(measured: tuple[Ex
     assert len(found.wavelet) == 201
     # The damping and the probe's band leave a percent.
     assert np.abs(found.wavelet - series[:201]).max() < 0.02 * np.abs(series).max()
+
+
+def test_each_shot_has_a_wavelet_of_its_own(measured: tuple[Experiment, np.ndarray]) -> None:
+    """Strength and delay differ from shot to shot: one wavelet for all explains none of them well."""
+    experiment, series = measured
+
+    def read(shot: int) -> np.ndarray:
+        return (1.0 + shot) * np.roll(observed(experiment, shot), 12 * shot, axis=-1)
+
+    found = estimate_each(experiment, read, length_s=0.6)
+    assert [one.traces for one in found] == [40, 40, 40]
+    for shot, one in enumerate(found):
+        assert one.explained > 0.999
+        wanted = (1.0 + shot) * np.roll(series, 12 * shot)[:201]
+        assert np.abs(one.wavelet - wanted).max() < 0.03 * np.abs(wanted).max()
+    assert estimate_wavelet(experiment, read, [0, 1, 2], length_s=0.6).explained < 0.8
+
+
+def test_a_shot_without_a_wavelet_is_named(measured: tuple[Experiment, np.ndarray]) -> None:
+    experiment, _ = measured
+    with pytest.raises(ConfigError, match=r"Shot 0 has no receiver within -1 m of its source: .* --max-offset-m"):
+        estimate_each(experiment, lambda shot: observed(experiment, shot), max_offset_m=-1.0)
+    with pytest.raises(DataError, match=r"^Shot 1: The predicted or the observed traces are all zero"):
+        estimate_each(experiment, lambda shot: observed(experiment, shot) * (shot != 1))
 
 
 def test_offsets_limit_the_traces(measured: tuple[Experiment, np.ndarray]) -> None:

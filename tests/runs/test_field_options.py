@@ -64,6 +64,50 @@ def test_a_normalised_misfit_does_not_know_the_strength_of_a_trace(reference: An
     assert found["l2", True][1] != pytest.approx(found["l2", False][1], rel=0.1)
 
 
+STRENGTHS = np.array([1.0, 0.2, 5.0, 0.7, 3.0, 0.4], np.float32)
+
+
+@pytest.fixture(scope="module")
+def uneven(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[GathersStore, Path]:
+    """Gathers of the reference run with another strength for each shot, without a wavelet; and a file of theirs."""
+    place = tmp_path_factory.mktemp("uneven")
+    store = open_gathers(reference.path / "observed.zarr")
+    assert store.wavelet is not None
+    np.save(place / "wavelets.npy", STRENGTHS[:, None] * store.wavelet[:, 0])
+    write_gathers(place / "uneven.zarr", STRENGTHS[:, None, None] * store.read(range(6)), store.survey, None)
+    return open_gathers(place / "uneven.zarr"), place / "wavelets.npy"
+
+
+def test_every_shot_is_predicted_with_its_own_wavelet(reference: Any, uneven: tuple[GathersStore, Path]) -> None:
+    store, wavelets = uneven
+    options = (f"data.observed={store.path}", f"source.wavelet={wavelets}", "inversion.parameterisation.kind=pixel")
+    task = task_of(reference, store, *options, model="true")
+    task.begin(0)
+    for shots in ([0], [4], [1, 2], [5, 3]):
+        numbers = task.gradient(shots)[1]
+        assert numbers["residual_energy"] < 1e-6 * numbers["observed_energy"]
+
+
+def test_a_resume_has_the_wavelets_that_the_run_began_with(
+    run: Any, resume: Any, uneven: tuple[GathersStore, Path], tmp_path: Path
+) -> None:
+    store, wavelets = uneven
+    mine = tmp_path / "mine.npy"
+    mine.write_bytes(wavelets.read_bytes())
+    changes: dict[str, Any] = {
+        "model__true": "none",
+        "model__initial": "linear",
+        "data__observed": store.path,
+        "source__wavelet": mine,
+        "inversion__iterations": 3,
+        "inversion__bands_hz": [20.0],
+    }
+    straight = run(tmp_path / "straight", **changes)
+    stopped = run(tmp_path / "stopped", stop_after=2, **changes)
+    np.save(mine, np.load(wavelets)[::-1])
+    assert resume(stopped).bits == straight.bits
+
+
 def test_a_smoothed_gradient_moves_the_neighbours_too_and_never_the_water(reference: Any) -> None:
     observed = open_gathers(reference.path / "observed.zarr")
     pixel = ("inversion.parameterisation.kind=pixel", "model.water_depth_m=75.0")
