@@ -20,7 +20,7 @@ from hpfwi.cli_data import app as data_app
 from hpfwi.cli_field import register as register_field
 from hpfwi.cli_refine import register as register_refinement
 from hpfwi.cli_train import register as register_training
-from hpfwi.errors import ConfigError, HpfwiError, Stopped
+from hpfwi.errors import ConfigError, DataError, DiskError, HpfwiError, Stopped
 from hpfwi.verbs import verb_of
 
 if TYPE_CHECKING:
@@ -157,8 +157,6 @@ def simulate(
 
     config, _ = load_config(source, _overrides(overrides, model=model))
     path = out or Path(f"{config.name}.zarr")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{path} exists; choose another place with --out, or replace it with --overwrite.")
     if config.model.true is None:
         raise ConfigError("Simulating gathers needs a true model, and model.true is none; name one with --model PATH.")
     refuse_unwritable(path, overwrite=overwrite)
@@ -281,6 +279,7 @@ def _start(source: str, overrides: list[str], overwrite: bool) -> None:
     from hpfwi.experiment import build_experiment, cluster_of
     from hpfwi.plan import derived_settings, in_brief
     from hpfwi.run_folder import RunFolder, refuse_taken
+    from hpfwi_kernels.errors import KernelError
 
     config, _ = load_config(source, overrides)
     parent = Path(config.output.folder)
@@ -293,7 +292,14 @@ def _start(source: str, overrides: list[str], overwrite: bool) -> None:
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": device})})
     facts = environment(["hpfwi", *sys.argv[1:]])
     with RunFolder.create(config, config.name, parent=parent, environment=facts, overwrite=overwrite) as run:
-        _drive(config, run, going_on=False)
+        try:
+            _drive(config, run, going_on=False)
+        except (ConfigError, DataError, KernelError) as error:
+            # The input was refused, and another one is another run: an unfinished folder would stand in its way.
+            if not isinstance(error, DiskError) and not run.checkpoints.exists():
+                run.discard()
+                typer.echo(f"{run.path} is removed, because nothing in it was begun.")
+            raise
 
 
 def _drive(config: RunConfig, run: RunFolder, *, going_on: bool) -> None:

@@ -35,6 +35,10 @@ class DataError(HpfwiError):
     exit_code = EXIT_DATA
 
 
+class DiskError(DataError):
+    """A file cannot be written: its disk is full, read-only or gone. What was read is as good as before."""
+
+
 class CheckpointError(DataError):
     """A checkpoint cannot be written, or none of those in a folder can be read back whole."""
 

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from hpfwi.errors import ConfigError, DataError
+from hpfwi.errors import ConfigError, DiskError
 
 FILE_NAME = "lock"
 
@@ -22,7 +22,7 @@ class FolderLock:
     share locks between machines, that process may be alive.
 
     notice      a sentence when a dead process's lock was taken over, else ""
-    raises      ConfigError when another process holds the lock, or may hold it; DataError when the disk is full
+    raises      ConfigError when another process holds the lock, or may hold it; DiskError when the disk is full
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,7 +62,7 @@ class FolderLock:
         try:
             os.pwrite(self._handle, content, 0)
         except OSError as error:
-            raise DataError(
+            raise DiskError(
                 f"{self._file} cannot be written ({error.strerror}); make room there and resume the run."
             ) from error
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpfwi.errors import DataError
+from hpfwi.errors import DiskError
 
 if TYPE_CHECKING:
     from hpfwi.physics.survey import Survey
@@ -34,7 +34,7 @@ HISTORY_CHUNK = 4096
 class Results:
     """Writes the arrays of one run; each call leaves a store that can be read.
 
-    raises      DataError from every method when the disk refuses
+    raises      DiskError from every method when the disk refuses
     """
 
     def __init__(self, path: Path) -> None:
@@ -141,6 +141,6 @@ def _disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(
+        raise DiskError(
             f"{path} cannot be written ({error.strerror or error}); make room there and resume the run."
         ) from error

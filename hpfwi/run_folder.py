@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from hpfwi.errors import ConfigError, DataError
+from hpfwi.errors import ConfigError, DataError, DiskError
 from hpfwi.folder_lock import FolderLock
 from hpfwi.options import as_toml
 from hpfwi.results import Results
@@ -67,8 +67,10 @@ class RunFolder:
             _write(temporary / "events.jsonl", "")
             lock = FolderLock(temporary)
             os.rename(temporary, path)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if not isinstance(error, OSError):
+                raise
             raise ConfigError(
                 f"The run folder {path} cannot be made ({error.strerror or error}); choose another place with "
                 "--set output.folder=PATH."
@@ -84,6 +86,11 @@ class RunFolder:
                 "runs/demo."
             )
         return cls(path, FolderLock(path))
+
+    def discard(self) -> None:
+        """Delete the folder, of a run that had not begun."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
 
     def close(self) -> None:
         """Release the lock; the folder can be read on, and run by somebody else."""
@@ -122,7 +129,7 @@ class RunFolder:
 
         Numbers that are not finite become null, because JSON has none; numpy values become plain ones.
 
-        raises      DataError when the disk refuses; the log then ends with the event before
+        raises      DiskError when the disk refuses; the log then ends with the event before
         """
         event = {"kind": kind, "time": time.time(), **{key: _plain(value) for key, value in fields.items()}}
         line = (json.dumps(event, allow_nan=False) + "\n").encode()
@@ -134,7 +141,7 @@ class RunFolder:
                 os.ftruncate(self._events, end)
                 raise OSError(28, os.strerror(28))
         except OSError as error:
-            raise DataError(
+            raise DiskError(
                 f"An event of kind {kind!r} cannot be written to {self.path / 'events.jsonl'} "
                 f"({error.strerror or error}); make room there and resume the run."
             ) from error
@@ -256,7 +263,7 @@ def _replace(file: Path, text: str) -> None:
             os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise DataError(
+        raise DiskError(
             f"{file} cannot be written ({error.strerror or error}); make room there and resume the run."
         ) from error
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import typer
@@ -12,6 +16,9 @@ import typer
 from hpfwi.errors import EXIT_CLUSTER, EXIT_DATA, HpfwiError
 
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+"""SIGTERM before there was anything to resume: what a shell reports of a command that it ended."""
+
 EXIT_UNREAD = 141
 """The output's reader went away: what a shell reports of a command that SIGPIPE ended."""
 
@@ -28,7 +35,8 @@ def verb_of(
         @functools.wraps(function)
         def guarded(*arguments: Any, **options: Any) -> None:
             try:
-                function(*arguments, **options)
+                with _sigterm_as_ctrl_c():
+                    function(*arguments, **options)
             except (typer.Exit, typer.Abort):
                 raise
             except BrokenPipeError:
@@ -47,6 +55,23 @@ def verb_of(
     return verb
 
 
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt("SIGTERM"): what is half written is cleared away, and something is said."""
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield
+        return
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, asked)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _said(error: BaseException) -> tuple[str, int]:
     """What to print for an error, and the exit code of its kind."""
     from hpfwi.parallel import ClusterError
@@ -60,7 +85,12 @@ def _said(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ClusterError):
         return text, EXIT_CLUSTER
     if isinstance(error, KeyboardInterrupt):
-        return "Interrupted.", EXIT_INTERRUPTED
+        return ("Ended by SIGTERM.", EXIT_TERMINATED) if text == "SIGTERM" else ("Interrupted.", EXIT_INTERRUPTED)
+    if isinstance(error, MemoryError):
+        return (
+            f"There is too little memory ({text.rstrip('.') or 'none is left'}); make the model, the records or the "
+            "batch smaller, or take a machine with more."
+        ), EXIT_DATA
     return (
         f"hpfwi failed in a way it does not know ({type(error).__name__}: {text or 'no message'}); run it with --debug "
         "and report what it shows together with the output of `hpfwi env`."

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from hpfwi.errors import DataError
+from hpfwi.errors import ConfigError, DiskError
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     Its files are flushed to the disk before that. After an exception the temporary folder is removed; after a kill it
     stays behind under its own name (a dot, the final name, a random part), and nothing is under the final name.
 
-    raises  DataError: something is under the final name already and overwrite is False; the disk refuses
+    raises  ConfigError: something is under the final name already and overwrite is False; DiskError: the disk refuses
     """
     final = Path(path)
     with _in_place_of(final, overwrite) as temporary:
@@ -44,7 +44,8 @@ def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling of `path` with the same suffix to write, flushed and renamed as `new_folder` does.
 
-    raises  DataError: something is under the final name already and overwrite is False; a folder is; the disk refuses
+    raises  ConfigError: something is under the final name already and overwrite is False; DiskError: a folder is; the
+            disk refuses
     """
     final = Path(path)
     with _in_place_of(final, overwrite) as temporary:
@@ -67,13 +68,13 @@ def refuse_unwritable(path: str | Path, *, overwrite: bool = False) -> None:
 def _in_place_of(final: Path, overwrite: bool) -> Iterator[Path]:
     """A name beside `final`, whose folder is made, and whose flush follows; the disk's refusals in one sentence."""
     if final.exists() and not overwrite:
-        raise DataError(f"{final} exists already: remove it, choose another name or allow overwriting.")
+        raise ConfigError(f"{final} exists already: choose another name, or replace it with --overwrite.")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         yield final.parent / f".{final.stem}.{uuid4().hex[:8]}.part{final.suffix}"
         _flush(final.parent)
     except OSError as error:
-        raise DataError(
+        raise DiskError(
             f"{final} cannot be written ({error.strerror or error}); make room there or choose another place."
         ) from error
 

@@ -82,7 +82,7 @@ def write_gathers(
     wavelet  float32[shot, source, time], Pa, or None where it is not known
     attrs    provenance, plain JSON values
 
-    raises  DataError: shapes that contradict the survey, NaN or infinity, the path exists and overwrite is False
+    raises  DataError: shapes that contradict the survey, NaN or infinity; ConfigError, DiskError: as `new_folder`
     """
     gathers = np.ascontiguousarray(gathers, dtype=np.float32)
     expected = (survey.shots, survey.receivers, survey.samples)

@@ -70,7 +70,7 @@ def write_model_zarr(
 ) -> None:
     """Write a model as a Zarr v3 group with the array `velocity`, its spacing and `attrs` (plain JSON values).
 
-    raises  DataError: the path exists and overwrite is False
+    raises  ConfigError: the path exists and overwrite is False
     """
     with new_folder(path, overwrite=overwrite) as folder:
         group = zarr.create_group(store=str(folder), zarr_format=3)

@@ -29,8 +29,8 @@ TEXT = {
 def write_segy_model(path: str | Path, model: EarthModel, *, overwrite: bool = False) -> None:
     """Write a model as big-endian SEG-Y of IEEE floats, with its cell size in the headers.
 
-    raises  DataError: the path exists and overwrite is False; the disk refuses; a depth step that is no whole number of
-            millimetres or above 32.767 m, a distance beyond 2147 km, which the headers cannot hold
+    raises  ConfigError: the path exists and overwrite is False; DataError: the disk refuses; a depth step that is no
+            whole number of millimetres or above 32.767 m, a distance beyond 2147 km, which the headers cannot hold
     """
     (rows, columns), (dz_m, _) = model.grid.shape, model.grid.spacing_m
     interval = round(1000 * dz_m)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from hpfwi.errors import DataError
+from hpfwi.errors import ConfigError, DataError
 from hpfwi.store.atomic import new_file, new_folder, refuse_unwritable
 
 
@@ -32,7 +32,7 @@ def test_a_path_appears_whole_and_is_replaced_only_when_told(tmp_path: Path, nam
         write(final, "")
     assert not final.exists()
     write(final, "1")
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(ConfigError, match="exists already"):
         write(final, "2")
     with pytest.raises(ZeroDivisionError):
         write(final, "", overwrite=True)

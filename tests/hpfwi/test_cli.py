@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from hpfwi import cli
 from hpfwi.config import RunConfig, load_config
-from hpfwi.errors import DataError, NumericsError, Stopped
+from hpfwi.errors import DataError, DiskError, NumericsError, Stopped
 from hpfwi.run_folder import RunFolder
 from hpfwi.stop import Stop
 from hpfwi_cluster.errors import StartFailed
@@ -32,10 +32,13 @@ class FakeInversion:
     def __init__(self) -> None:
         self.calls: list[tuple[RunConfig, Path, bool]] = []
         self.error: BaseException | None = None
+        self.leaves_a_checkpoint = False
 
     def __call__(self, config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) -> Any:
         self.calls.append((config, folder.path, resume))
         folder.event("resume" if resume else "start")
+        if self.leaves_a_checkpoint:
+            folder.checkpoints.mkdir()
         if self.error is not None:
             raise self.error
         folder.done({})
@@ -144,7 +147,35 @@ def test_each_kind_of_error_has_its_sentence_and_exit_code(
     inversion.error = error
     text = refused(code, "invert", "toy.toml")
     assert (str(error) or "Stopped at once by a second signal; go on with `hpfwi resume runs/toy`.") in text
-    assert "holds an unfinished run; go on with `hpfwi resume runs/toy`" in refused(2, "invert", "toy.toml")
+    if code == 3:  # refused before the first checkpoint: what is mended is a new run
+        assert not Path("runs/toy").exists()
+    else:
+        assert "holds an unfinished run; go on with `hpfwi resume runs/toy`" in refused(2, "invert", "toy.toml")
+
+
+@pytest.mark.parametrize(
+    ("error", "begun"), [(DiskError("There is no room."), False), (DataError("Shot 3 holds NaN."), True)]
+)
+def test_a_run_that_can_go_on_keeps_its_folder(inversion: FakeInversion, error: DataError, begun: bool) -> None:
+    inversion.error, inversion.leaves_a_checkpoint = error, begun
+    refused(3, "invert", "toy.toml")
+    assert Path("runs/toy/config.toml").is_file()
+
+
+def test_a_signal_before_there_is_a_run_leaves_nothing(
+    inversion: FakeInversion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM killed the process without a word, and Ctrl-C in the making of the folder left half of one."""
+    for number, code, words in ((signal.SIGTERM, 143, "Ended by SIGTERM."), (signal.SIGINT, 130, "Interrupted.")):
+        monkeypatch.setattr("hpfwi.run_folder.FolderLock", lambda path, number=number: os.kill(os.getpid(), number))
+        assert words in refused(code, "invert", "toy.toml")
+        assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_too_little_memory_is_no_defect(inversion: FakeInversion) -> None:
+    assert "There is too little memory (Unable to allocate 7.28 TiB" in refused(
+        3, "plan", "toy.toml", "--set", "survey.samples=1_000_000_000_000"
+    )
 
 
 def test_a_defect_is_one_sentence_unless_debugging(inversion: FakeInversion, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +246,9 @@ def test_simulated_gathers_are_written_once(inversion: FakeInversion, tmp_path: 
     from hpfwi.store.gathers import open_gathers
 
     assert open_gathers(tmp_path / "g.zarr").shape == (2, 40, 60)
-    assert "g.zarr exists; choose another place with --out" in refused(2, "simulate", "toy.toml", "--out", "g.zarr")
+    assert "g.zarr exists already: choose another name, or replace it with --overwrite" in refused(
+        2, "simulate", "toy.toml", "--out", "g.zarr"
+    )
     assert run("simulate", "toy.toml", "--out", "g.zarr", "--overwrite").exit_code == 0
 
 

@@ -125,7 +125,7 @@ def test_models_of_a_run_as_files(tmp_path: Path) -> None:
         model = read_model(out, (12.5, 20.0) if suffix == "npy" else None)
         assert model.grid.spacing_m == (12.5, 20.0)
         assert (model.velocity == velocity + 1).all()
-    assert "exists already" in refused(3, "velocity", folder, str(tmp_path / "model.npy"))
+    assert "exists already" in refused(2, "velocity", folder, str(tmp_path / "model.npy"))
     assert run("velocity", folder, str(tmp_path / "model.npy"), "--which", "initial", "--overwrite").exit_code == 0
     assert (np.load(tmp_path / "model.npy") == velocity).all()
     assert "has no true model; it holds history, initial" in refused(3, "velocity", folder, "a.npy", "--which", "true")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from hpfwi.errors import DataError
+from hpfwi.errors import ConfigError, DataError
 from hpfwi.physics.survey import Survey
 from hpfwi.store.gathers import open_gathers, write_gathers
 
@@ -74,7 +74,7 @@ def test_an_interrupted_write_leaves_nothing(
 
 def test_overwriting_has_to_be_allowed(tmp_path: Path, gathers: np.ndarray, survey: Survey) -> None:
     write_gathers(tmp_path / "g.zarr", gathers, survey, None)
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(ConfigError, match="exists already"):
         write_gathers(tmp_path / "g.zarr", gathers, survey, None)
     write_gathers(tmp_path / "g.zarr", 2 * gathers, survey, None, overwrite=True)
     assert np.array_equal(open_gathers(tmp_path / "g.zarr").read([1]), 2 * gathers[[1]])

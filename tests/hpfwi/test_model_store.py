@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import zarr
 
-from hpfwi.errors import DataError
+from hpfwi.errors import ConfigError, DataError
 from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import EarthModel
 from hpfwi.store.models import read_model, write_model_zarr
@@ -33,7 +33,7 @@ def test_zarr_round_trip(tmp_path: Path, earth: EarthModel) -> None:
 
 def test_an_existing_model_is_replaced_only_when_asked(tmp_path: Path, earth: EarthModel) -> None:
     write_model_zarr(tmp_path / "m.zarr", earth)
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(ConfigError, match="exists already"):
         write_model_zarr(tmp_path / "m.zarr", earth)
     faster = EarthModel(VELOCITY + 1, earth.grid)
     write_model_zarr(tmp_path / "m.zarr", faster, overwrite=True)

@@ -194,7 +194,7 @@ def test_what_cannot_run_leaves_one_line_and_no_folder(
 
 
 def test_gathers_without_signal_are_refused(run: Any, tiny_options: Any, tmp_path: Path, reference: Any) -> None:
-    """Gathers are read after the folder is made; what is wrong with them is still one line and the code of data."""
+    """Gathers are read after the folder is made; what is wrong with them is still one line, and the folder goes."""
     from hpfwi.store.gathers import open_gathers, write_gathers
 
     store = open_gathers(reference.path / "observed.zarr")
@@ -205,3 +205,4 @@ def test_gathers_without_signal_are_refused(run: Any, tiny_options: Any, tmp_pat
     assert result.exit_code == 3, result.output
     assert len(result.stderr.splitlines()) == 1
     assert "zero" in result.stderr
+    assert list((tmp_path / "runs").iterdir()) == []
