@@ -209,7 +209,10 @@ def evaluate(
 
 
 def predict(
-    run: Run,
+    network: Annotated[
+        Path,
+        typer.Argument(metavar="NETWORK", help="The folder of a training run, or a file that `hpfwi export` wrote."),
+    ],
     records: Annotated[
         Path, typer.Argument(metavar="RECORDS.NPY", help="Records [sample, shot, time, receiver], or one sample.")
     ],
@@ -225,7 +228,7 @@ def predict(
     from hpfwi.training.predict import predict as predict_records
 
     shape = predict_records(
-        run,
+        network,
         records,
         out,
         which=checkpoint.value,
@@ -261,7 +264,7 @@ def export(
     """Write the weights of a trained network as one safetensors file.
 
     They are the network's torch state dict, with its name and scales in the header: to hand on, to load without
-    hpfwi's run folder, or to begin another run with (`hpfwi train --weights`).
+    hpfwi, to predict with (`hpfwi predict`), or to begin another run with (`hpfwi train --weights`).
     """
     from hpfwi.training.weights import export as export_weights
 

@@ -12,14 +12,15 @@ from hpfwi.errors import DataError
 from hpfwi.store.npy_files import open_npy
 from hpfwi.training.forward import in_mps
 from hpfwi.training.outputs import require_free
-from hpfwi.training.trained import Which, open_trained
+from hpfwi.training.trained import Which
+from hpfwi.training.weights import open_network
 
 _AT_ONCE = 64
 """Samples in memory at a time: about 100 MB of OpenFWI's records."""
 
 
 def predict(
-    run: Path,
+    network: Path,
     records: Path,
     out: Path,
     *,
@@ -31,17 +32,19 @@ def predict(
 ) -> tuple[int, ...]:
     """Write the velocities that a trained network finds for records; returns the shape of what was written.
 
+    network     folder of a training run, or a file of `hpfwi export`
     records     .npy, real[sample, shot, time, receiver], or one sample without the first axis, in the unit and with
                 the geometry that the network was trained on
     out         .npy, float32[sample, z, x] in m/s, or [z, x] for one sample; appears whole or not at all
-    which       checkpoint
+    which       checkpoint of a run
     normalised  write the network's own scale in place of m/s
     progress    told after every part how many samples of how many are done
 
-    raises      ConfigError: out is there already, or the network cannot tell m/s; DataError: records that do not fit
+    raises      ConfigError: out is there already, or the network cannot tell m/s; DataError: no such
+                network, or records that do not fit
     """
     require_free(out, overwrite=overwrite)
-    trained = open_trained(run, which, device=device)
+    trained = open_network(network, which, device=device)
     settings = trained.config.training
     file = open_npy(records)
     single = file.shape == trained.records_shape

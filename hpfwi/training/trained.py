@@ -90,8 +90,7 @@ def open_trained(run: Path, which: Which = "best", *, device: str = "cpu") -> Tr
     which       the checkpoint with the least validation loss, or the last one
     raises      ConfigError: not a training run, or no GPU for it; DataError: no checkpoint, or a damaged one
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda needs a GPU that torch can use and finds none; take --device cpu.")
+    require_device(device)
     require_training(run)
     config, _ = load_train_config_of(run)
     found = _checkpoint(run, which)
@@ -102,6 +101,12 @@ def open_trained(run: Path, which: Which = "best", *, device: str = "cpu") -> Tr
     if config.training.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Trained(config, network, found.iteration, torch.device(device))
+
+
+def require_device(device: str) -> None:
+    """Raise ConfigError where a network is to compute on a GPU and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda needs a GPU that torch can use and finds none; take --device cpu.")
 
 
 def pairs_of(run: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Weights of a trained network on their own: one safetensors file to hand on, and what a new run may begin with.
+"""Weights of a trained network on their own: one safetensors file to hand on, to predict with, or to begin a run with.
 
 The file holds the network's torch state dict under its own names, so `build_network(...)` takes what
 `safetensors.torch.load_file` reads, and its header says which network it is and on which scale it predicts. Neither
@@ -15,12 +15,13 @@ import torch
 
 from hpfwi import __version__
 from hpfwi.errors import ConfigError, DataError
-from hpfwi.networks.build import NetworkChoice
+from hpfwi.networks.build import NetworkChoice, build_network
 from hpfwi.store.atomic import new_file
 from hpfwi.training.normalise import NormalisationSettings, scale_in_words
 from hpfwi.training.outputs import require_free
 from hpfwi.training.replicas import put_weights, weights_of
-from hpfwi.training.trained import Trained, Which, open_trained
+from hpfwi.training.settings import TrainConfig
+from hpfwi.training.trained import Trained, Which, open_trained, require_device
 
 FORMAT = "hpfwi-network 1"
 _COUNTER = "num_batches_tracked"
@@ -31,12 +32,14 @@ _COUNTER = "num_batches_tracked"
 class Weights:
     """Weights as they were trained.
 
+    run             name of the run that trained them
     tensors         by the names of `weights_of`
     normalisation   scales of the records and velocities that they were trained with
     step            optimiser steps that they have seen
     """
 
     path: Path
+    run: str
     network: NetworkChoice
     normalisation: NormalisationSettings
     tensors: dict[str, np.ndarray]
@@ -98,7 +101,8 @@ def read_weights(path: Path) -> Weights:
     if path.is_dir():
         trained = open_trained(path, "best")
         tensors = {name: value.detach().numpy() for name, value in weights_of(trained.network).items()}
-        return Weights(path, trained.config.network, trained.config.training.normalisation, tensors, trained.step)
+        config = trained.config
+        return Weights(path, config.name, config.network, config.training.normalisation, tensors, trained.step)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -109,12 +113,40 @@ def read_weights(path: Path) -> Weights:
             raise ValueError(f"its header says {told.get('format', 'nothing')!r} where {FORMAT!r} belongs")
         network = NetworkChoice.model_validate_json(told["network"])
         normalisation = NormalisationSettings.model_validate_json(told["normalisation"])
-        return Weights(path, network, normalisation, tensors, int(told["step"]))
+        return Weights(path, told["run"], network, normalisation, tensors, int(told["step"]))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise DataError(
-            f"The weights {path} cannot be used ({' '.join(str(error).split())}); give the folder of a training run or "
-            "a file that `hpfwi export` wrote."
-        ) from error
+        raise _unusable(path, error) from error
+
+
+def open_network(source: Path, which: Which = "best", *, device: str = "cpu") -> Trained:
+    """The network of a training run's folder, or of a file that `export` wrote, ready to predict.
+
+    which       of a run's checkpoints; a file holds one
+    raises      ConfigError: not a training run, the last checkpoint of a file, or no GPU for it; DataError: no
+                checkpoint, not such a file, or a damaged one
+    """
+    if source.is_dir():
+        return open_trained(source, which, device=device)
+    if which != "best":
+        raise ConfigError(f"{source} holds the weights of one checkpoint; leave --checkpoint {which} out.")
+    require_device(device)
+    weights = read_weights(source)
+    config = TrainConfig.model_validate(
+        {"name": weights.run, "network": weights.network, "training": {"normalisation": weights.normalisation}}
+    )
+    network = build_network(config.network)
+    try:
+        put_weights(weights_of(network), weights.tensors, "")
+    except DataError as error:
+        raise _unusable(source, "its tensors are not those of the network that its header names") from error
+    return Trained(config, network.to(device).eval(), weights.step, torch.device(device))
+
+
+def _unusable(path: Path, why: object) -> DataError:
+    return DataError(
+        f"The weights {path} cannot be used ({' '.join(str(why).split())}); give the folder of a training run or a "
+        "file that `hpfwi export` wrote."
+    )
 
 
 def _described(choice: NetworkChoice) -> str:

@@ -14,6 +14,7 @@ from hpfwi import checkpoints
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.networks.build import NetworkChoice, build_network
 from hpfwi.run_folder import RunFolder
+from hpfwi.training.predict import predict
 from hpfwi.training.replicas import weights_of
 from hpfwi.training.settings import load_train_config
 from hpfwi.training.trained import NETWORK, STATE, open_trained
@@ -67,6 +68,26 @@ def test_torch_loads_what_is_exported(run: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match=r"folder is a folder; give the name of a file"):
         export(run, tmp_path / "folder", overwrite=True)
+
+
+def test_a_file_predicts_what_its_run_does(run: Path, tmp_path: Path) -> None:
+    out, records = tmp_path / "kept.safetensors", tmp_path / "records.npy"
+    export(run, out)
+    np.save(records, np.random.default_rng(0).normal(size=(3, 2, 64, 20)).astype(np.float32))
+    for network in (run, out):
+        assert predict(network, records, tmp_path / f"{network.suffix}.npy") == (3, 12, 20)
+    assert np.array_equal(np.load(tmp_path / ".npy"), np.load(tmp_path / ".safetensors.npy"))
+    with pytest.raises(ConfigError, match=r"kept.safetensors holds the weights of one checkpoint"):
+        predict(out, records, tmp_path / "last.npy", which="last")
+    for name in ("nowhere", "nowhere.safetensors"):
+        with pytest.raises(DataError, match=rf"The weights .*{name} cannot be used .*; give the folder of a training"):
+            predict(tmp_path / name, records, tmp_path / "none.npy")
+    with safe_open(out, framework="pt") as file:
+        told = file.metadata()
+    save_file({"weight": torch.zeros(3)}, out, told)
+    with pytest.raises(DataError, match=r"kept.safetensors cannot be used .its tensors are not those"):
+        predict(out, records, tmp_path / "none.npy")
+    assert not (tmp_path / "none.npy").exists()
 
 
 def test_a_network_begins_with_weights_of_a_run_or_a_file(run: Path, tmp_path: Path) -> None:
