@@ -319,7 +319,15 @@ def _drive(config: RunConfig, run: RunFolder, *, going_on: bool) -> None:
             outcome = invert_in(config, run, resume=going_on, stop=stop)
     except KeyboardInterrupt:
         raise Stopped(f"Stopped at once by a second signal; go on with `hpfwi resume {run.path}`.") from None
-    for line in _summary(run.path, outcome, write_report(run.path)):
+    try:
+        page = write_report(run.path)
+    except KeyboardInterrupt:
+        raise Stopped(f"The run is finished, but not its report: `hpfwi report {run.path}` writes it.") from None
+    except DiskError as error:
+        raise DiskError(
+            f"The run is finished, but not its report: {error} `hpfwi report {run.path}` writes it."
+        ) from error
+    for line in _summary(run.path, outcome, page):
         typer.echo(line)
 
 

@@ -1,15 +1,9 @@
-"""The report of a run: its figures and one HTML page that explains them, written from the run folder alone.
+"""The report of a run: its figures and one HTML page that explains them, written from the run folder alone."""
 
-The page carries its images inside (base64), loads nothing and runs nothing, so it can be mailed and kept as one file.
-"""
-
-import base64
-import html
 import json
-import os
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +12,9 @@ from hpfwi.figures.curves import computing_hours
 from hpfwi.figures.record import RunRecord, as_number, read_record, series
 from hpfwi.figures.sections import in_kmps, mean_squared_kmps2
 from hpfwi.figures.style import Picture
+from hpfwi.html_page import Row, clock, duration, escape, fall, figure, html_page, number, table
 from hpfwi.inversion.signatures import means_of_passes
-
-Row = tuple[str, ...]
-
-_STYLE = """
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 66rem; padding: 1.5rem; color: #222; background: #fff;
-       font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.8rem; margin: 0 0 .3rem; line-height: 1.2; }
-h2 { font-size: 1.3rem; margin: 2.4rem 0 .6rem; padding-bottom: .2rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; }
-nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; list-style: none; padding: 0; margin: .8rem 0; }
-a { color: #00527f; }
-.state { padding: .6rem .9rem; border-left: .35rem solid #009e73; background: #eef7f4; margin: 1rem 0; }
-.state.unfinished { border-color: #b85000; background: #fdf3ea; }
-.summary { font-size: 1.08rem; max-width: 46rem; }
-figure { margin: 0 0 1.8rem; }
-figure img { max-width: 100%; height: auto; }
-figcaption { max-width: 46rem; color: #333; margin-top: .4rem; }
-.table { overflow-x: auto; }
-table { border-collapse: collapse; margin: .8rem 0; font-size: .95rem; }
-caption { text-align: left; color: #444; padding-bottom: .3rem; }
-th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #e2e2e2; }
-thead th { border-bottom: 1px solid #777; }
-tbody th { font-weight: normal; }
-td { overflow-wrap: anywhere; }
-code, pre { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .92em; }
-pre { background: #f4f4f4; padding: .7rem .9rem; overflow-x: auto; }
-footer { margin-top: 3rem; color: #555; font-size: .9rem; }
-@media print { body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; } nav { display: none; } }
-"""
+from hpfwi.store.atomic import new_file
 
 
 def write_report(folder: Path) -> Path:
@@ -57,16 +23,16 @@ def write_report(folder: Path) -> Path:
     Works from what the folder holds: a run that is unfinished, was stopped, has no true model or no diagnostics gets a
     shorter report that says so. Both the page and the figures appear whole or not at all.
 
-    raises  DataError: the folder is not a run folder, or its configuration or event log is damaged
+    raises  DataError: the folder is not a run folder, or its configuration or event log is damaged; DiskError: the
+            disk refuses
     """
     record = read_record(folder)
     figures = folder / "figures"
     pictures = draw_figures(record, figures)
     page = render_page(record, [(picture, (figures / picture.file).read_bytes()) for picture in pictures])
     path = folder / "report.html"
-    partial = folder / ".report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    with new_file(path, overwrite=True) as partial:
+        partial.write_text(page, encoding="utf-8")
     return path
 
 
@@ -75,82 +41,17 @@ def render_page(record: RunRecord, pictures: Sequence[tuple[Picture, bytes]]) ->
     sections = [
         ("summary", "Summary", _summary(record)),
         ("numbers", "Key numbers", _numbers(record)),
-        ("figures", "Figures", "".join(_figure(picture, png) for picture, png in pictures)),
+        ("figures", "Figures", "".join(figure(picture, png) for picture, png in pictures)),
         ("incidents", "Incidents", _incidents(record)),
         ("settings", "Settings", _settings(record)),
         ("environment", "Environment", _environment(record)),
         ("again", "Going on and repeating", _again(record)),
     ]
-    shown = [section for section in sections if section[2]]
-    links = "".join(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title, _ in shown)
-    body = "".join(
-        f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{title}</h2>{content}</section>\n'
-        for anchor, title, content in shown
-    )
-    name = _escape(record.name)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name} · hpfwi report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<header><h1>{name}</h1>{_state(record)}</header>\n"
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n<main>\n{body}</main>\n'
-        f"<footer>Written by hpfwi at {_clock(time.time())} from the files of this run's folder.</footer>\n"
-        "</body>\n</html>\n"
-    )
-
-
-def _escape(value: object) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _clock(unix_s: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_s))
-
-
-def _number(value: float) -> str:
-    """A number as a reader wants it.
-
-    >>> _number(0.15171), _number(1834000.0), _number(12.0)
-    ('0.1517', '1.834e+06', '12')
-    """
-    return f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    """A duration in the unit that reads best.
-
-    >>> _duration(42.3), _duration(1320), _duration(9000)
-    ('42.3 s', '22 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
-
-
-def _table(caption: str, header: Row, rows: Iterable[Row], *, code: bool = False) -> str:
-    """A table whose first column names its rows; `code` sets the other cells in the code font. Cells are escaped."""
-    opened, closed = ("<code>", "</code>") if code else ("", "")
-    head = "".join(f'<th scope="col">{_escape(cell)}</th>' for cell in header)
-    body = "".join(
-        f'<tr><th scope="row">{_escape(first)}</th>'
-        + "".join(f"<td>{opened}{_escape(cell)}{closed}</td>" for cell in cells)
-        + "</tr>\n"
-        for first, *cells in rows
-    )
-    return (
-        f'<div class="table"><table><caption>{_escape(caption)}</caption><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}</tbody></table></div>\n"
-    )
-
-
-def _figure(picture: Picture, png: bytes) -> str:
-    anchor = _escape(picture.file.removesuffix(".png"))
-    data = base64.b64encode(png).decode("ascii")
-    words = f"{_escape(picture.caption)} <small>(figures/{_escape(picture.file)})</small>"
-    return (
-        f'<figure id="figure-{anchor}"><h3>{_escape(picture.title)}</h3>'
-        f'<img src="data:image/png;base64,{data}" alt="{_escape(picture.alt)}">'
-        f"<figcaption>{words}</figcaption></figure>\n"
+    return html_page(
+        record.name,
+        _state(record),
+        sections,
+        ending=f"Written by hpfwi at {clock(time.time())} from the files of this run's folder.",
     )
 
 
@@ -170,23 +71,11 @@ def _state(record: RunRecord) -> str:
     if stops and last is not None and last.get("kind") in ("stop", "verdict", "checkpoint"):
         reason = f" It was stopped: {stops[-1].get('reason', 'no reason was recorded')}."
     elif last is not None and (moment := as_number(last.get("time"))) is not None:
-        reason = f" Its last sign of life is from {_clock(moment)}; it may still be running."
+        reason = f" Its last sign of life is from {clock(moment)}; it may still be running."
     return (
-        f'<p class="state unfinished"><strong>Unfinished</strong>: {_progress(record)} so far.{_escape(reason)} '
-        f"Go on with <code>hpfwi resume {_escape(shlex.quote(str(record.folder)))}</code>.</p>"
+        f'<p class="state unfinished"><strong>Unfinished</strong>: {_progress(record)} so far.{escape(reason)} '
+        f"Go on with <code>hpfwi resume {escape(shlex.quote(str(record.folder)))}</code>.</p>"
     )
-
-
-def _fall(first: float, last: float) -> str:
-    """How much a positive number changed, in words.
-
-    >>> _fall(200.0, 5.0), _fall(1.0, 1.2), _fall(1.0, 1.0)
-    ('97.5\\xa0% less', '20\\xa0% more', 'unchanged')
-    """
-    if first <= 0 or first == last:
-        return "unchanged"
-    share = 100 * (last - first) / first
-    return f"{abs(share):.3g}\u00a0% {'less' if share < 0 else 'more'}"
 
 
 def _model_errors(record: RunRecord) -> dict[str, float]:
@@ -208,8 +97,8 @@ def _summary(record: RunRecord) -> str:
         passes = means_of_passes(misfit.tolist(), record.iterations_per_pass, stage.first)
         of_band = f" in the last of {stage.number} bands ({stage.band})" if stage.number > 1 else ""
         sentences.append(
-            f"After {_progress(record)} ({_duration(seconds)} of computing) the misfit{of_band} went from "
-            f"{_number(passes[0])} to {_number(passes[-1])} of the observed energy, {_fall(passes[0], passes[-1])}."
+            f"After {_progress(record)} ({duration(seconds)} of computing) the misfit{of_band} went from "
+            f"{number(passes[0])} to {number(passes[-1])} of the observed energy, {fall(passes[0], passes[-1])}."
         )
         if record.iterations_per_pass > 1:
             sentences.append(
@@ -219,39 +108,39 @@ def _summary(record: RunRecord) -> str:
     else:
         sentences.append("No iteration has been completed yet.")
     sentences += [
-        f"Pretraining brought the network to within {_number(distance)} m/s (mean) of the initial model."
+        f"Pretraining brought the network to within {number(distance)} m/s (mean) of the initial model."
         for event in record.of_kind("pretrain")
         if (distance := as_number(event.get("mae_mps"))) is not None
     ]
     _, error = series(record.diagnostics, "mse_kmps2")
     if len(error):
         sentences.append(
-            f"The mean squared model error went from {_number(error[0])} to {_number(error[-1])} (km/s)², "
-            f"{_fall(error[0], error[-1])}."
+            f"The mean squared model error went from {number(error[0])} to {number(error[-1])} (km/s)², "
+            f"{fall(error[0], error[-1])}."
         )
         if error[-1] > error[0]:
             sentences.append("The model is now farther from the truth than its start.")
     _, ssim = series(record.diagnostics, "ssim")
     if len(ssim):
         sentences.append(
-            f"Its structural similarity to the true model went from {_number(ssim[0])} to {_number(ssim[-1])}."
+            f"Its structural similarity to the true model went from {number(ssim[0])} to {number(ssim[-1])}."
         )
     if not len(error) and record.results is not None and record.results.array("model/true") is None:
         sentences.append("No true model is known, so only the fit to the gathers can be judged.")
     verdicts = {event.get("signature"): _verdict(event) for event in record.of_kind("verdict")}
     listed = "".join(f"<li>{verdict}</li>" for verdict in verdicts.values())
-    paragraph = f'<p class="summary">{_escape(" ".join(sentences))}</p>'
+    paragraph = f'<p class="summary">{escape(" ".join(sentences))}</p>'
     return paragraph + (f"<h3>Verdicts of the diagnostics</h3><ul>{listed}</ul>" if listed else "")
 
 
 def _verdict(event: Mapping[str, Any]) -> str:
     """A verdict as HTML: whether the signature was seen, in bold if so, and the sentence with its numbers."""
-    name, sentence = str(event.get("signature", "")).replace("_", " "), _escape(event.get("sentence", ""))
+    name, sentence = str(event.get("signature", "")).replace("_", " "), escape(event.get("sentence", ""))
     if event.get("judged", True) is False:
         return sentence
     if event.get("present", True) is False:
-        return f"No {_escape(name)}: {sentence}"
-    return f"<strong>{_escape(name.capitalize())}</strong>: {sentence}"
+        return f"No {escape(name)}: {sentence}"
+    return f"<strong>{escape(name.capitalize())}</strong>: {sentence}"
 
 
 def _numbers(record: RunRecord) -> str:
@@ -269,12 +158,12 @@ def _numbers(record: RunRecord) -> str:
             at, values = at[at >= record.stages[-1].first], values[at >= record.stages[-1].first]
         if len(values):
             top = best(range(len(values)), key=values.__getitem__)
-            found = f"{_number(values[top])} (iteration {at[top]})"
-            rows.append((label, _number(values[0]), _number(values[-1]), found))
+            found = f"{number(values[top])} (iteration {at[top]})"
+            rows.append((label, number(values[0]), number(values[-1]), found))
     if not len(series(record.diagnostics, "mse_kmps2")[0]) and (errors := _model_errors(record)):
-        stored = (_number(errors[name]) if name in errors else "–" for name in ("initial", "inverted", "best"))
+        stored = (number(errors[name]) if name in errors else "–" for name in ("initial", "inverted", "best"))
         rows.append(("model error MSE, (km/s)²", *stored))
-    content = _table("Fit and model error", ("", "start", "end", "best"), rows) if rows else ""
+    content = table("Fit and model error", ("", "start", "end", "best"), rows) if rows else ""
     return content + _bands(record) + _cost(record)
 
 
@@ -292,12 +181,12 @@ def _bands(record: RunRecord) -> str:
             (
                 stage.band,
                 f"{stage.first} to {stage.end - 1}",
-                f"{_number(inside[0])} to {_number(inside[-1])}" if len(inside) else "–",
-                _number(found[-1]) if len(found) else "–",
+                f"{number(inside[0])} to {number(inside[-1])}" if len(inside) else "–",
+                number(found[-1]) if len(found) else "–",
             )
         )
     header = ("band", "iterations", "misfit, share of the band's energy", "model error MSE at its end, (km/s)²")
-    return _table("Bands, one after the other", header, rows)
+    return table("Bands, one after the other", header, rows)
 
 
 def _cost(record: RunRecord) -> str:
@@ -307,8 +196,8 @@ def _cost(record: RunRecord) -> str:
         return ""
     rows: list[Row] = [
         ("iterations", _progress(record)),
-        ("computing time", _duration(float(seconds.sum()))),
-        ("median time of an iteration", _duration(float(sorted(seconds)[len(seconds) // 2]))),
+        ("computing time", duration(float(seconds.sum()))),
+        ("median time of an iteration", duration(float(sorted(seconds)[len(seconds) // 2]))),
     ]
     for key, label, unit, scale in (
         ("shots_per_s", "mean throughput", "shots/s", 1),
@@ -316,10 +205,10 @@ def _cost(record: RunRecord) -> str:
     ):
         _, values = series(record.iterations, key)
         if len(values):
-            rows.append((label, f"{_number(scale * float(values.mean()))} {unit}"))
+            rows.append((label, f"{number(scale * float(values.mean()))} {unit}"))
     rows.append(("lost workers", str(len(record.of_kind("worker_lost")))))
     rows.append(("resumes and rewinds", str(len(record.of_kind("resume", "rewind")))))
-    return _table("Cost", ("", "value"), rows)
+    return table("Cost", ("", "value"), rows)
 
 
 def _incidents(record: RunRecord) -> str:
@@ -334,7 +223,7 @@ def _incidents(record: RunRecord) -> str:
             "resume": event.get("sentence", "the run was resumed."),
             "stop": f"the run was stopped: {event.get('reason', 'no reason was recorded')}.",
         }
-        items.append(f"<li>{_escape(where + str(words[event['kind']]))}</li>")
+        items.append(f"<li>{escape(where + str(words[event['kind']]))}</li>")
     return f"<ul>{''.join(items)}</ul>" if items else ""
 
 
@@ -362,9 +251,9 @@ def _settings(record: RunRecord) -> str:
     ]
     content = ""
     if rows:
-        content += _table("Derived from the settings and the models", ("name", "value", "reason"), rows)
+        content += table("Derived from the settings and the models", ("name", "value", "reason"), rows)
     if record.config:
-        content += _table(
+        content += table(
             "Every option of the run, as in config.toml", ("option", "value"), _flat(record.config), code=True
         )
     return content
@@ -372,7 +261,7 @@ def _settings(record: RunRecord) -> str:
 
 def _environment(record: RunRecord) -> str:
     rows = [row for row in _flat(record.environment) if row[0] not in ("command", "argv")]
-    return _table("Versions and hardware, as in env.json", ("", "value"), rows) if rows else ""
+    return table("Versions and hardware, as in env.json", ("", "value"), rows) if rows else ""
 
 
 def _command(record: RunRecord) -> str | None:
@@ -394,14 +283,14 @@ def _again(record: RunRecord) -> str:
     config = shlex.quote(str(record.folder / "config.toml"))
     parts = []
     if (command := _command(record)) is not None:
-        parts.append(f"<p>The command that made this run:</p><pre><code>{_escape(command)}</code></pre>")
+        parts.append(f"<p>The command that made this run:</p><pre><code>{escape(command)}</code></pre>")
     if record.done is None:
         parts.append(
             "<p>To go on from the last checkpoint, on any number of workers:</p>"
-            f"<pre><code>hpfwi resume {_escape(folder)}</code></pre>"
+            f"<pre><code>hpfwi resume {escape(folder)}</code></pre>"
         )
     parts.append(
         "<p>To repeat it from its resolved configuration under another name; the result does not depend on the number "
-        f"of workers:</p><pre><code>hpfwi invert {_escape(config)} --name NAME</code></pre>"
+        f"of workers:</p><pre><code>hpfwi invert {escape(config)} --name NAME</code></pre>"
     )
     return "".join(parts)

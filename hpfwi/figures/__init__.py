@@ -21,8 +21,10 @@ FIGURES = (
 
 
 def draw_figures(record: RunRecord, folder: Path) -> list[Picture]:
-    """Draw every figure that the run has something for, write them to `folder` as PNG and return them in order."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Draw every figure that the run has something for, write them to `folder` as PNG and return them in order.
+
+    raises  DiskError: the disk refuses
+    """
     pictures = []
     with style.look():
         for draw in FIGURES:

@@ -76,5 +76,4 @@ def draw_pairs(
                 axes.hist(values.ravel(), bins=BINS, color=style.BLUE, log=values is records)
                 style.line_axes(axes, "how often in these samples", label, "values")
         figure.suptitle(title)
-        path.parent.mkdir(parents=True, exist_ok=True)
         style.save_png(figure, path)

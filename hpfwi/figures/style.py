@@ -4,7 +4,6 @@ Figures are `matplotlib.figure.Figure` objects drawn with Agg; pyplot and its ba
 Matplotlib is imported inside the functions, because `import hpfwi` has to stay light.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hpfwi.store.atomic import new_file
 
 # Perceptually even and readable with every kind of colour vision; the diverging map is white at zero.
 VELOCITY_MAP = "viridis"
@@ -84,10 +85,12 @@ def new_figure(height_inches: float, *, width_inches: float = PAGE_INCHES, layou
 
 
 def save_png(figure: Any, path: Path) -> None:
-    """Write the figure under a temporary name and rename it, so that no reader meets half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.06)
-    os.replace(partial, path)
+    """Write the figure in place of an earlier one, so that no reader meets half a file; makes its folder.
+
+    raises  DiskError: the disk refuses
+    """
+    with new_file(path, overwrite=True) as partial:
+        figure.savefig(partial, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.06)
 
 
 def line_axes(axes: Any, title: str, xlabel: str | None, ylabel: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hpfwi.errors import DataError
+from hpfwi.errors import DiskError
 from hpfwi.figures.refinement import SAMPLES, Shown, draw_refinement
 from hpfwi.refinement.source import RefinementSource
 from hpfwi.refinement.table import Row
@@ -23,7 +23,7 @@ def draw_some(path: Path, source: RefinementSource, refined: PairStore, rows: Se
 
     refined     the finished store
     rows        of all its samples
-    raises      DataError: the disk refuses
+    raises      DiskError: the disk refuses
     """
     order = np.argsort([row.misfit_refined for row in rows], kind="stable")
     picked = sorted({round(share * (len(rows) - 1)) for share in np.linspace(0, 1, SAMPLES)})
@@ -51,8 +51,5 @@ def draw_some(path: Path, source: RefinementSource, refined: PairStore, rows: Se
     title = f"{refined.family}: misfit before and after as a share of the energy; shot {shot + 1}"
     try:
         draw_refinement(path, shown, refined.physics, title)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written ({error.strerror or error}): make room and start the same command again; the "
-            "pairs are whole."
-        ) from error
+    except DiskError as error:
+        raise DiskError(f"{str(error).rstrip('.')}, and start the same command again; the pairs are whole.") from error

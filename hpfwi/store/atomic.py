@@ -74,9 +74,9 @@ def _in_place_of(final: Path, overwrite: bool) -> Iterator[Path]:
         yield final.parent / f".{final.stem}.{uuid4().hex[:8]}.part{final.suffix}"
         _flush(final.parent)
     except OSError as error:
-        raise DiskError(
-            f"{final} cannot be written ({error.strerror or error}); make room there or choose another place."
-        ) from error
+        blocked = isinstance(error, FileExistsError | NotADirectoryError)  # "File exists" says nothing about which
+        reason = "a file stands where its folder should be" if blocked else error.strerror or error
+        raise DiskError(f"{final} cannot be written ({reason}); make room there or choose another place.") from error
 
 
 def _flush(path: Path) -> None:

@@ -60,18 +60,13 @@ def compare(runs: Sequence[Path], split: str = "test", *, out: Path = Path("comp
         means = {name: mean_of(scores[name]) for name in SHOWN}
         scale = summary.get("scale", summary["normalisation"])
         rows.append(Row(_label(runs, number), summary["network"], summary["parameters"], scale, means, changes))
-    try:
-        draw_comparison(
-            out,
-            [row.name for row in rows],
-            {name: [scores[name] for _, _, scores in found] for name in SHOWN[:4]},
-            f"{len(first_samples)} samples of {Path(first_summary['store']).name}, {split}: "
-            "line median, diamond mean, box middle half, whiskers 5 to 95 %",
-        )
-    except OSError as error:
-        raise DataError(
-            f"{out} cannot be written ({error.strerror or error}); choose another place with --out."
-        ) from error
+    draw_comparison(
+        out,
+        [row.name for row in rows],
+        {name: [scores[name] for _, _, scores in found] for name in SHOWN[:4]},
+        f"{len(first_samples)} samples of {Path(first_summary['store']).name}, {split}: "
+        "line median, diamond mean, box middle half, whiskers 5 to 95 %",
+    )
     return rows
 
 

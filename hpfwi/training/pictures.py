@@ -61,7 +61,7 @@ def draw_predictions(
                 )
             figure.colorbar(image, ax=list(grid[row]), label="m/s", shrink=0.9)
         figure.suptitle(title)
-        _save(figure, path)
+        style.save_png(figure, path)
 
 
 def draw_profiles(
@@ -96,7 +96,7 @@ def draw_profiles(
         grid[0, 0].set_ylim(frame.bottom, frame.top)
         grid[0, 0].legend(loc="best")
         figure.suptitle(title)
-        _save(figure, path)
+        style.save_png(figure, path)
 
 
 def draw_comparison(
@@ -125,14 +125,9 @@ def draw_comparison(
             style.line_axes(axes, score, None, "")
         panels[0].invert_yaxis()
         figure.suptitle(title)
-        _save(figure, path)
+        style.save_png(figure, path)
 
 
 def _frame(models: NDArray[np.floating], physics: Mapping[str, Any]) -> style.Frame:
     shape = (models.shape[1], models.shape[2])
     return style.frame_of(shape, (physics.get("dz_m") or 1.0, physics.get("dx_m") or 1.0), (0.0, 0.0))
-
-
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    style.save_png(figure, path)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hpfwi import checkpoints
-from hpfwi.errors import DataError, NumericsError, RunClusterError, Stopped
+from hpfwi.errors import DataError, DiskError, NumericsError, RunClusterError, Stopped
 from hpfwi.parallel import (
     Abandoned,
     ClusterError,
@@ -26,6 +25,7 @@ from hpfwi.parallel import (
     start_training,
 )
 from hpfwi.progress import Progress, clock
+from hpfwi.training import saved
 from hpfwi.training.forward import in_mps
 from hpfwi.training.idle import idle_workers
 from hpfwi.training.items import Items
@@ -36,7 +36,7 @@ from hpfwi.training.schedule import learning_rate
 from hpfwi.training.settings import TrainConfig
 from hpfwi.training.spikes import Skipped, skipped_of
 from hpfwi.training.task import HALTED, open_task
-from hpfwi.training.trained import GUARD, STATE, require_same_pairs
+from hpfwi.training.trained import GUARD, require_same_pairs
 from hpfwi.training.view import TrainingView, figure_path, forget_figures_after
 from hpfwi.training.weights import read_weights
 
@@ -133,16 +133,6 @@ def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -
             return run.finish()
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """What a run goes back to: the last checkpoint, as it is on disk."""
-
-    done: int
-    exponents: tuple[int | None, ...]
-    state: State
-    meta: Mapping[str, Any]
-
-
 class _Run:
     """The driver's side of a training run: its counts, its log and what it writes."""
 
@@ -161,7 +151,7 @@ class _Run:
         self.epoch = EpochMeans(self.settings.batch)
         self.told_skips = 0
         self.best: dict[str, Any] | None = None
-        self.saved: _Saved
+        self.saved: saved.Saved
 
     def start(self) -> None:
         """A new run: say what it trains on, and leave a checkpoint that a lost group can go back to."""
@@ -188,16 +178,15 @@ class _Run:
     def restore(self) -> bool:
         """Take up the last good checkpoint; False where the run stopped before it had one."""
         require_same_pairs(self.folder.path, self.task.store)
-        found = checkpoints.load_latest(self.folder.checkpoints)
+        found = saved.read(self.folder.checkpoints)
         if found is None:
             self._forget_after(0)
             return False
-        for sentence in found.skipped:
+        self.saved, skipped = found
+        for sentence in skipped:
             self.say(sentence)
-        state = {name.removeprefix(STATE): value for name, value in found.tensors.items()}
-        self.saved = _Saved(found.iteration, _exponents_of(found.meta), state, found.meta)
         self._back_to_saved()
-        self.seconds = float(found.meta["seconds"])
+        self.seconds = self.saved.seconds
         return True
 
     def give_state(self, group: Group) -> None:
@@ -346,39 +335,26 @@ class _Run:
         title = f"{self.config.name}: validation after epoch {self.done // self.per_epoch}"
         try:
             draw_predictions(path, predicted, true, list(samples), self.task.store.physics, title)
-        except OSError as error:
-            raise DataError(
-                f"{path} cannot be written ({error.strerror or error}); make room there and resume the run."
-            ) from error
+        except DiskError as error:
+            raise DiskError(f"{str(error).rstrip('.')}, and resume the run.") from error
         self.view.figure(path)
 
     def _save(self, state: State, *, score: float | None = None) -> None:
         self._tell_skipped(self.done - 1, skipped_of(part_of(state, GUARD)))
-        meta: dict[str, Any] = {
-            "exponent": self.items.exponents[-1] if self.items.exponents else None,
-            "exponents": list(self.items.exponents),
-            "seconds": self.seconds,
-            "epoch_sums": dict(self.epoch.sums),
-            "epoch_times": dict(self.epoch.times),
-            "told_skips": self.told_skips,
-            "best": self.best,
-        }
-        if score is not None:
-            meta["score"] = score
         # Of a step that was given up nothing is kept.
         state = {name: value for name, value in state.items() if not name.startswith(HALTED)}
-        tensors = {f"{STATE}{name}": value for name, value in state.items()}
-        path = checkpoints.save(self.folder.checkpoints, self.done, tensors, meta)
-        self.saved = _Saved(self.done, self.items.exponents, state, meta)
+        epoch = (dict(self.epoch.sums), dict(self.epoch.times))
+        now = saved.Saved(self.done, self.items.exponents, self.seconds, state, *epoch, self.told_skips, self.best)
+        path = saved.write(self.folder.checkpoints, now, score)
+        self.saved = now
         kept = str(path.relative_to(self.folder.path))
         self.folder.event("checkpoint", iteration=self.done - 1, path=kept, score=score)
 
     def _back_to_saved(self) -> None:
         """Take everything back to the last checkpoint; a course that was left leaves no trace."""
         self.done, self.items.exponents = self.saved.done, self.saved.exponents
-        self.epoch.restore(self.saved.meta["epoch_sums"], self.saved.meta.get("epoch_times", {}))
-        self.told_skips = self.saved.meta.get("told_skips", 0)
-        self.best = self.saved.meta["best"]
+        self.epoch.restore(self.saved.epoch_sums, self.saved.epoch_times)
+        self.told_skips, self.best = self.saved.told_skips, self.saved.best
         self._forget_after(self.done)
 
     def _forget_after(self, done: int) -> None:
@@ -407,10 +383,6 @@ class _Run:
             f"loss {facts['loss']:.4g}  {facts['samples_per_s']:.3g} samples/s  "
             f"waiting {facts['wait_share']:.0%}, for data {facts['data_wait_share']:.0%}{left}"
         ).replace("%", " %")
-
-
-def _exponents_of(meta: Mapping[str, Any]) -> tuple[int | None, ...]:
-    return tuple(meta["exponents"]) if "exponents" in meta else (meta["exponent"],)
 
 
 def _parameters(network: torch.nn.Module) -> int:

@@ -162,6 +162,27 @@ def test_a_run_that_can_go_on_keeps_its_folder(inversion: FakeInversion, error: 
     assert Path("runs/toy/config.toml").is_file()
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (
+            DiskError("a.png cannot be written."),
+            3,
+            "its report: a.png cannot be written. `hpfwi report runs/toy` writes",
+        ),
+        (KeyboardInterrupt(), 75, "but not its report: `hpfwi report runs/toy` writes it."),
+    ],
+)
+def test_a_finished_run_without_its_report_says_so(
+    inversion: FakeInversion, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str
+) -> None:
+    def refuse(path: Path) -> Path:
+        raise error
+
+    monkeypatch.setattr(sys.modules["hpfwi.report"], "write_report", refuse)
+    assert words in refused(code, "invert", "toy.toml")
+
+
 def test_a_signal_before_there_is_a_run_leaves_nothing(
     inversion: FakeInversion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
-from hpfwi.errors import DataError
+from hpfwi.errors import DataError, DiskError
 from hpfwi.figures import FIGURES, curves, diagnostics, gathers, overview, sections, style
 from hpfwi.figures.record import read_record, series
 from hpfwi.physics.survey import Survey
@@ -165,7 +166,7 @@ def test_finished_run_has_every_figure_on_a_valid_accessible_page(tmp_path: Path
     anchors = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     assert {(link["href"] or "").removeprefix("#") for link in page.all("a")} <= anchors
     assert all("scope" in cell for cell in page.all("th"))
-    assert not list(folder.rglob("*.partial"))
+    assert not list(folder.rglob("*.part*"))
 
 
 def test_finished_run_in_words_and_numbers(tmp_path: Path) -> None:
@@ -451,3 +452,19 @@ def test_short_ranges_of_the_misfit_are_written_without_powers_of_ten(tmp_path: 
     labels = {label.get_text() for label in picture.figure.axes[0].get_yticklabels(which="both")}
     assert {"0.01", "0.1"} <= labels
     assert not any("10" in label and "^" in label for label in labels)
+
+
+def test_a_figure_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    """It once ended a command with a plea for a bug report, and left a part of the picture behind."""
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match=r"a\.png cannot be written \(a file stands where its folder should be\); make room"):
+        style.save_png(style.new_figure(1.0), tmp_path / "file" / "a.png")
+
+    class Torn:
+        def savefig(self, path: Path, **_: object) -> None:
+            path.write_bytes(b"half")
+            raise OSError(28, os.strerror(28))
+
+    with pytest.raises(DiskError, match="No space left"):
+        style.save_png(Torn(), tmp_path / "b.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
