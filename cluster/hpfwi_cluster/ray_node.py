@@ -40,8 +40,9 @@ _QUICK = {
 
 _STARTED = "Ray runtime started"
 """What `ray start` prints when its processes run and know each other."""
-_SURELY_S = 45.0
-"""`ray start` gives up on its processes after 30 s, a limit that cannot be set; a node older than this has started."""
+_SURELY_S = 120.0
+"""For a Ray that prints something else. `ray start` gives up on its processes after 30 s, a limit that cannot be set,
+and on a very busy machine may take a minute to get that far; a node older than this has started."""
 
 
 @dataclass(frozen=True)
