@@ -250,6 +250,7 @@ def velocity(
     """
     import numpy as np
 
+    from hpfwi.physics.grid import in_cells
     from hpfwi.store.atomic import new_file
     from hpfwi.store.models import write_model_zarr
     from hpfwi.store.segy_write import write_segy_model
@@ -265,8 +266,8 @@ def velocity(
             np.save(temporary, model.velocity)
     else:
         raise ConfigError(f"{out} has the suffix {out.suffix!r}: a model is written as .segy, .sgy, .npy or .zarr.")
-    (rows, columns), (dz_m, dx_m) = model.grid.shape, model.grid.spacing_m
-    typer.echo(f"Wrote        the {about}, {rows} x {columns} cells of {dz_m:g} x {dx_m:g} m, to {out}")
+    steps = " x ".join(f"{step:g}" for step in model.grid.spacing_m)
+    typer.echo(f"Wrote        the {about}, {in_cells(model.grid.shape)} cells of {steps} m, to {out}")
 
 
 def _model_of(folder: Path, which: Which) -> tuple[EarthModel, str]:

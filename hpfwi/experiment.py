@@ -66,7 +66,7 @@ def _items_per_iteration(config: RunConfig) -> int:
     shots = config.inversion.shots_per_iteration
     if shots is None:
         observed = config.data.observed
-        shots = config.survey.shots if observed is None else open_gathers(observed).survey.shots
+        shots = config.survey.every_shot if observed is None else open_gathers(observed).survey.shots
     return -(-shots // config.inversion.shots_per_item)
 
 

@@ -18,6 +18,7 @@ from hpfwi.parallel import ClusterSettings, local_threads
 from hpfwi.physics.bands import band_passed, simulator_of_band
 from hpfwi.physics.derived import Derived, derived
 from hpfwi.physics.device import usable_gpus
+from hpfwi.physics.grid import Grid, in_cells
 from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.source import differ_by_shot
 from hpfwi.progress import clock
@@ -42,7 +43,6 @@ def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[De
     config, survey = experiment.config, experiment.survey
     gpus = usable_gpus() if gpus is None else gpus
     grid = experiment.simulator.grid
-    (rows, columns), (dz_m, dx_m) = grid.shape, grid.spacing_m
     cluster = cluster_of(config, gpus)
     shots = config.inversion.shots_per_iteration or survey.shots
     items = -(-shots // config.inversion.shots_per_item)
@@ -50,7 +50,7 @@ def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[De
     gathers_mb = 4 * survey.shots * survey.receivers * survey.samples / 1e6
     memory_mb = at_once * experiment.simulator.stored_bytes_per_shot / 1e6
     return [
-        Derived("cells", f"{rows} x {columns}", f"{rows * dz_m:g} m deep and {columns * dx_m:g} m long"),
+        Derived("cells", in_cells(grid.shape), _lengths(grid)),
         Derived(
             "shots_per_iteration",
             shots,
@@ -69,6 +69,15 @@ def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[De
             f"{survey.shots} shots x {survey.receivers} receivers x {survey.samples} samples in float32",
         ),
     ]
+
+
+def _lengths(grid: Grid) -> str:
+    """
+    >>> _lengths(Grid((10, 40), (5.0, 10.0))), _lengths(Grid((10, 20, 40), (5.0, 5.0, 10.0)))
+    ('50 m deep and 400 m long', '50 m deep, 100 m wide and 400 m long')
+    """
+    deep, *wide, long = (f"{cells * step:g} m" for cells, step in zip(grid.shape, grid.spacing_m, strict=True))
+    return f"{deep} deep{''.join(f', {size} wide' for size in wide)} and {long} long"
 
 
 def _why_so_many(cluster: ClusterSettings, items: int) -> str:

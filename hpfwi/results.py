@@ -1,14 +1,16 @@
 """results.zarr of a run folder: models along the way and at the end, and the gathers of a few shots.
 
-    model/true, model/initial, model/inverted, model/best    float32[z, x], m/s
-    model/history                                            float32[record, z, x], m/s; its iterations beside it
+    model/true, model/initial, model/inverted, model/best    float32[z, x] or [z, y, x], m/s
+    model/history                                            float32[record, …], m/s; its iterations beside it
     gathers/observed, gathers/initial, gathers/predicted     float32[k, receiver, time] of the shots in gathers/shots
     gathers/window                                           float32[k, receiver, time], 0 to 1: what data.mute leaves
-    gathers/receivers_m                                      float64[k, receiver, 2] (z, x), NaN = absent
-    survey/sources_m, survey/receivers_m                     float64[n, 2] (z, x): every position, once
+    gathers/receivers_m, gathers/sources_m                   float64[k, receiver or source, axis], NaN = absent
+    survey/sources_m, survey/receivers_m                     float64[n, axis]: every position, once
     wavelet                                                  float32[shot, source, time], Pa, of every shot
-    attributes of the root                                   name, spacing_m, origin_m (z, x), dt_s, observed_rms,
+    attributes of the root                                   name, spacing_m, origin_m, dt_s, observed_rms,
                                                              band_rms where the inversion has bands
+
+Positions, spacing and origin are (z, x) or (z, y, x), as the model.
 
 Checkpoints are what a run goes on from; everything here can be computed again.
 """
@@ -40,9 +42,7 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def describe(
-        self, *, name: str, spacing_m: tuple[float, float], origin_m: tuple[float, float], dt_s: float
-    ) -> None:
+    def describe(self, *, name: str, spacing_m: tuple[float, ...], origin_m: tuple[float, ...], dt_s: float) -> None:
         """Set the attributes that the axes of every figure come from."""
         with _disk(self.path):
             self._root().attrs.update(
@@ -60,7 +60,7 @@ class Results:
                 self._root().attrs["band_rms"] = list(in_bands)
 
     def model(self, name: str, velocity: np.ndarray) -> None:
-        """Store a model [z, x] in m/s as model/`name`, in place of an earlier one."""
+        """Store a model in m/s as model/`name`, in place of an earlier one."""
         with _disk(self.path):
             self._put(f"model/{name}", np.asarray(velocity, np.float32))
 
@@ -75,10 +75,11 @@ class Results:
             self._put("gathers/shots", np.asarray(shots, np.int64))
 
     def positions(self, survey: Survey, shots: Sequence[int]) -> None:
-        """Store the number of shots, every position once, and the receivers of the shots in gathers/shots."""
+        """Store the number of shots, every position once, and where the shots in gathers/shots were and were heard."""
         with _disk(self.path):
             self._root().attrs["survey_shots"] = survey.shots
             self._put("gathers/receivers_m", survey.receivers_m[list(shots)])
+            self._put("gathers/sources_m", survey.sources_m[list(shots)])
             self._put("survey/sources_m", _distinct(survey.sources_m))
             self._put("survey/receivers_m", _distinct(survey.receivers_m))
 
@@ -88,7 +89,7 @@ class Results:
             self._put("wavelet", np.asarray(wavelet, np.float32))
 
     def append_history(self, iteration: int, velocity: np.ndarray) -> None:
-        """Add the model [z, x] in m/s of `iteration` to the history, dropping records of that iteration and later ones.
+        """Add the model in m/s of `iteration` to the history, dropping records of that iteration and later ones.
 
         The iteration's number is written last, so a record without one is one that a kill interrupted.
         """
@@ -130,8 +131,8 @@ class Results:
 
 
 def _distinct(positions_m: np.ndarray) -> np.ndarray:
-    """float64[n, 2]: the positions [shot, point, 2] without absent ones and repetitions, in a fixed order."""
-    flat = positions_m.reshape(-1, 2)
+    """float64[n, axis]: the positions [shot, point, axis] without absent ones and repetitions, in a fixed order."""
+    flat = positions_m.reshape(-1, positions_m.shape[-1])
     return np.unique(flat[np.isfinite(flat).all(axis=1)], axis=0)
 
 

@@ -84,10 +84,13 @@ class TensorBoardView:
         velocity: np.ndarray,
         iteration: int,
         *,
-        spacing_m: tuple[float, float],
+        spacing_m: tuple[float, ...],
         limits_mps: tuple[float, float],
     ) -> None:
-        """Add a picture of a model [z, x] in m/s, with axes in km; `limits_mps` keeps the colours comparable."""
+        """Add a picture of a model [z, x], or of planes through one [z, y, x], in m/s, with axes in km.
+
+        limits_mps  keep the colours comparable
+        """
         self._writer.add_image(f"model/{name}", _picture(velocity, spacing_m, limits_mps), iteration, dataformats="HWC")
 
     def close(self) -> None:
@@ -109,14 +112,14 @@ def _add_models(view: TensorBoardView, results: Path) -> None:
     root: Any = zarr.open_group(results, mode="r")
     if "model/initial" not in root or "spacing_m" not in root.attrs:
         return
-    dz_m, dx_m = root.attrs["spacing_m"]
+    spacing_m = tuple(root.attrs["spacing_m"])
     limits_mps = colour_limits_mps(*(root[name][:] for name in ("model/true", "model/initial") if name in root))
     if "model/true" in root:
-        view.model("true", root["model/true"][:], 0, spacing_m=(dz_m, dx_m), limits_mps=limits_mps)
+        view.model("true", root["model/true"][:], 0, spacing_m=spacing_m, limits_mps=limits_mps)
     if "model/history_iteration" in root:
         for record, iteration in enumerate(root["model/history_iteration"][:]):
             velocity = root["model/history"][record]
-            view.model("inverted", velocity, int(iteration), spacing_m=(dz_m, dx_m), limits_mps=limits_mps)
+            view.model("inverted", velocity, int(iteration), spacing_m=spacing_m, limits_mps=limits_mps)
 
 
 def colour_limits_mps(*models: np.ndarray) -> tuple[float, float]:
@@ -124,29 +127,35 @@ def colour_limits_mps(*models: np.ndarray) -> tuple[float, float]:
     return min(float(model.min()) for model in models), max(float(model.max()) for model in models)
 
 
-def _picture(velocity: np.ndarray, spacing_m: tuple[float, float], limits_mps: tuple[float, float]) -> np.ndarray:
-    """uint8[row, column, 3]: the section with its axes and colour bar."""
+def _picture(velocity: np.ndarray, spacing_m: tuple[float, ...], limits_mps: tuple[float, float]) -> np.ndarray:
+    """uint8[row, column, 3]: the section, or the planes through the middle of a block, with axes and colour bar."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    depth_km, width_km = (count * step / 1000 for count, step in zip(velocity.shape, spacing_m, strict=True))
+    from hpfwi.figures import slices
+
+    sides_km = [count * step / 1000 for count, step in zip(velocity.shape, spacing_m, strict=True)]
+    shown = slices.planes(velocity.ndim)
+    heights_km, widths_km = ([sides_km[plane[side]] for plane in shown] for side in (0, 1))
     inches = _PIXELS_WIDE / 100
     figure = Figure(
-        figsize=(inches, float(np.clip(inches * 0.8 * depth_km / width_km + 1.1, 2.0, 12.0))),
+        figsize=(inches, float(np.clip(inches * 0.8 * max(heights_km) / sum(widths_km) + 1.1, 2.0, 12.0))),
         dpi=100,
         layout="constrained",
     )
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    image = axes.imshow(
-        np.asarray(velocity) / 1000,
-        extent=(0, width_km, depth_km, 0),
-        vmin=limits_mps[0] / 1000,
-        vmax=limits_mps[1] / 1000,
-        interpolation="nearest",
-    )
-    axes.set_xlabel("distance (km)")
-    axes.set_ylabel("depth (km)")
-    figure.colorbar(image, ax=axes, label="velocity (km/s)")
+    every = figure.subplots(1, len(shown), squeeze=False, width_ratios=widths_km)[0]
+    for axes, plane, height_km, width_km in zip(every, shown, heights_km, widths_km, strict=True):
+        image = axes.imshow(
+            slices.cut(np.asarray(velocity), plane) / 1000,
+            extent=(0, width_km, height_km, 0),
+            vmin=limits_mps[0] / 1000,
+            vmax=limits_mps[1] / 1000,
+            interpolation="nearest",
+        )
+        down, right = slices.names(plane, velocity.ndim)
+        axes.set_xlabel(f"{right} (km)")
+        axes.set_ylabel(f"{down} (km)")
+    figure.colorbar(image, ax=every, label="velocity (km/s)")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -107,17 +107,21 @@ def _receiver_axis(results: StoredResults, place: int, receivers: int) -> tuple[
     """(a coordinate per receiver that is shown, axis label, which receivers those are in which order).
 
     Receivers go along the line, absent ones left out, where positions are stored or every column has one; else they
-    have their numbers.
+    have their numbers. Those of a 3-D survey go by their distance from the source.
     """
     everyone = np.arange(receivers)
-    positions = results.array("gathers/receivers_m")
+    positions, sources = results.array("gathers/receivers_m"), results.array("gathers/sources_m")
+    if len(results.spacing_m) == 3 and positions is not None and sources is not None:
+        offsets = np.hypot(*(np.asarray(positions[place]) - np.asarray(sources[place])[0])[:, 1:].T)
+        order = np.argsort(offsets, kind="stable")[: np.isfinite(offsets).sum()]
+        return np.arange(len(order), dtype=np.float64), "receiver, near to far", order
     if positions is not None:
         distances = np.asarray(positions[place], dtype=np.float64)[:, 1]
         order = np.argsort(distances, kind="stable")[: np.isfinite(distances).sum()]  # NaN, the absent, come last
         if len(order) and np.ptp(distances[order]) > 0:
             return distances[order] * 1e-3, "receiver (km)", order
     initial = results.array("model/initial")
-    if initial is not None and initial.shape[1] == receivers:
+    if initial is not None and initial.ndim == 2 and initial.shape[1] == receivers:
         return (results.origin_m[1] + everyone * results.spacing_m[1]) * 1e-3, "receiver (km)", everyone
     return everyone.astype(np.float64), "receiver number", everyone
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from hpfwi.figures import style
+from hpfwi.figures import slices, style
 from hpfwi.figures.curves import draw_misfit, mark_bands, marker
 from hpfwi.figures.record import RunRecord, series
 from hpfwi.figures.sections import draw_positions, draw_profile, frame_of_results, in_kmps, mean_squared_kmps2
@@ -33,7 +33,7 @@ def overview(record: RunRecord) -> style.Picture | None:
         error = "" if true is None or model is true else f", MSE {mean_squared_kmps2(model, true):#.3g} (km/s)²"
         image = style.draw_section(
             axes,
-            model,
+            slices.upright(model),
             frame,
             title=f"{style.letter(place)} {title}{error}",
             colours=style.VELOCITY_MAP,
@@ -53,7 +53,8 @@ def overview(record: RunRecord) -> style.Picture | None:
         "The run at a glance",
         "Left: the models on one colour scale. Right: the fit to the gathers, "
         + ("the error of the model, " if true is not None else "")
-        + "and the velocity along one vertical line in the middle of the model. The figures below show each in detail.",
+        + "and the velocity along one vertical line in the middle of the model. The figures below show each in detail."
+        + slices.remark(initial.ndim),
         text,
     )
 
@@ -76,7 +77,7 @@ def _draw_plots(figure: Any, record: RunRecord, first: int) -> None:
         rows[0].set_xlabel("iteration")
     results = record.results
     assert results is not None  # overview has seen to it
-    column = int(np.asarray(results.array("model/initial")).shape[1] // 2)
+    column = int(np.asarray(results.array("model/initial")).shape[-1] // 2)
     where = draw_profile(rows[-1], results, column)
     style.line_axes(
         rows[-1], f"{style.letter(first + len(rows) - 1)} Profile at {where}", "velocity (km/s)", rows[-1].get_ylabel()

@@ -22,22 +22,20 @@ Event = dict[str, Any]
 class StoredResults:
     """The arrays of `results.zarr`, read when asked for; whatever a run has not written yet is None.
 
-    group  the open Zarr group: model/* [z, x] in m/s, gathers/* [shot, receiver, time]
+    group  the open Zarr group: model/* [z, x] or [z, y, x] in m/s, gathers/* [shot, receiver, time]
     """
 
     group: Any
 
     @property
-    def spacing_m(self) -> tuple[float, float]:
-        """(dz, dx) of the model grid."""
-        dz_m, dx_m = self.group.attrs["spacing_m"]
-        return float(dz_m), float(dx_m)
+    def spacing_m(self) -> tuple[float, ...]:
+        """(dz, dx) or (dz, dy, dx) of the model grid."""
+        return tuple(float(step) for step in self.group.attrs["spacing_m"])
 
     @property
-    def origin_m(self) -> tuple[float, float]:
-        """Position (z, x) of the centre of cell (0, 0)."""
-        z_m, x_m = self.group.attrs.get("origin_m", (0.0, 0.0))
-        return float(z_m), float(x_m)
+    def origin_m(self) -> tuple[float, ...]:
+        """Position (z, x) or (z, y, x) of the centre of the first cell."""
+        return tuple(float(value) for value in self.group.attrs.get("origin_m", (0.0,) * len(self.spacing_m)))
 
     @property
     def dt_s(self) -> float | None:
@@ -50,7 +48,7 @@ class StoredResults:
         return self.group.get(path, None)
 
     def model(self, name: str) -> np.ndarray | None:
-        """float64[z, x] in m/s: "true", "initial", "inverted" or "best"; None where the run has none.
+        """float64[z, x] or [z, y, x] in m/s: "true", "initial", "inverted" or "best"; None where the run has none.
 
         Before a run is finished, the last record of its history stands for the inverted model.
         """
@@ -60,7 +58,7 @@ class StoredResults:
         return None if stored is None else np.asarray(stored[:], dtype=np.float64)
 
     def history(self, records: Sequence[int]) -> np.ndarray:
-        """float64[record, z, x] in m/s: the chosen records of model/history, and no others are read."""
+        """float64[record, …] in m/s: the chosen records of model/history, and no others are read."""
         stored = self.group["model/history"]
         return np.stack([np.asarray(stored[record], dtype=np.float64) for record in records])
 

@@ -1,13 +1,13 @@
 """Figures of the earth models: the models and their errors, their history, vertical profiles."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hpfwi.figures import style
+from hpfwi.figures import slices, style
 from hpfwi.figures.record import RunRecord, StoredResults
+from hpfwi.figures.slices import Group, Panel
 
 MPS_TO_KMPS = 1e-3
 _HISTORY_ROWS = 4
@@ -16,14 +16,6 @@ _MOST_MARKERS = 60
 _PROFILE_POSITIONS = (0.2, 0.4, 0.6, 0.8)
 # Sections at least this many times as wide as deep are stacked in columns, others are set side by side.
 _WIDE_RATIO = 1.7
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """A section of one group; the panels of a group share limits and colour bar."""
-
-    title: str
-    values: np.ndarray  # [z, x], km/s
 
 
 def mean_squared_kmps2(model_kmps: np.ndarray, true_kmps: np.ndarray) -> float:
@@ -38,15 +30,14 @@ def in_kmps(results: StoredResults | None, name: str) -> np.ndarray | None:
 
 
 def frame_of_results(results: StoredResults, model: np.ndarray) -> style.Frame:
-    """The axes of the models [z, x] of a run."""
-    rows, columns = model.shape
-    return style.frame_of((rows, columns), results.spacing_m, results.origin_m)
+    """The axes of the sections [z, x] that `slices.upright` shows of a run's models."""
+    return slices.frames(model.shape, results.spacing_m, results.origin_m)[0]
 
 
 def _draw_groups(
     frame: style.Frame,
-    velocities: Sequence[_Panel],
-    differences: Sequence[_Panel],
+    velocities: Sequence[Panel],
+    differences: Sequence[Panel],
     *,
     limits: tuple[float, float],
     label: str,
@@ -55,10 +46,7 @@ def _draw_groups(
 
     Wide sections stand in two columns, or in one where the groups differ in number; others in two rows.
     """
-    largest = style.symmetric_limit(*[panel.values for panel in differences])
-    groups = [(list(velocities), style.VELOCITY_MAP, limits, "velocity (km/s)")]
-    if differences:
-        groups.append((list(differences), style.DIFFERENCE_MAP, (-largest, largest), label))
+    groups = _groups(velocities, differences, limits, label)
     wide = frame.ratio >= _WIDE_RATIO
     columned = wide and len(velocities) == len(differences)
     if columned:
@@ -82,29 +70,46 @@ def _draw_groups(
         lines = [list(row) for row in grid]
         bar = {"location": "right", "shrink": 0.9, "aspect": 18, "pad": 0.015}
     drawn = 0
-    for line, (panels, colours, span, name) in zip(lines, groups, strict=False):
-        for spare in line[len(panels) :]:
+    for line, group in zip(lines, groups, strict=False):
+        for spare in line[len(group.panels) :]:
             spare.remove()
-        used = line[: len(panels)]
-        for axes, panel in zip(used, panels, strict=True):
+        used = line[: len(group.panels)]
+        for axes, panel in zip(used, group.panels, strict=True):
             place = axes.get_subplotspec()
             image = style.draw_section(
                 axes,
-                panel.values,
+                slices.upright(panel.values),
                 frame,
                 title=f"{style.letter(drawn)} {panel.title}",
-                colours=colours,
-                limits=span,
+                colours=group.colours,
+                limits=group.limits,
                 outer=(place.is_first_col(), place.is_last_row()),
             )
             drawn += 1
-        extend = style.extends([panel.values for panel in panels], span)
-        figure.colorbar(image, ax=used, label=name, extend=extend, **bar)
+        extend = style.extends([panel.values for panel in group.panels], group.limits)
+        figure.colorbar(image, ax=used, label=group.label, extend=extend, **bar)
     return figure
 
 
-def draw_positions(axes: Any, results: StoredResults, frame: style.Frame) -> None:
-    """Mark sources and receivers on a section, with their legend on its title line; nothing where none are stored."""
+def _groups(
+    velocities: Sequence[Panel], differences: Sequence[Panel], limits: tuple[float, float], label: str
+) -> list[Group]:
+    """Velocities within their limits, and differences, where there are any, within symmetric ones."""
+    largest = style.symmetric_limit(*[panel.values for panel in differences])
+    groups = [
+        Group(velocities, style.VELOCITY_MAP, limits, "velocity (km/s)"),
+        Group(differences, style.DIFFERENCE_MAP, (-largest, largest), label),
+    ]
+    return [group for group in groups if group.panels]
+
+
+def draw_positions(
+    axes: Any, results: StoredResults, frame: style.Frame, plane: slices.Plane = (0, -1), *, height: float = 1.0
+) -> None:
+    """Mark sources and receivers on a plane of the model, with their legend; nothing where none are stored.
+
+    height  of the legend's lower edge, as a share of the panel: 1 is on the title line
+    """
     for name, look in (
         ("receivers", {"marker": "v", "markersize": 3.0, "color": style.SKY}),
         ("sources", {"marker": "*", "markersize": 8.0, "color": style.VERMILION}),
@@ -112,14 +117,21 @@ def draw_positions(axes: Any, results: StoredResults, frame: style.Frame) -> Non
         stored = results.array(f"survey/{name}_m")
         if stored is None:
             continue
-        depths, distances = np.asarray(stored[:], dtype=np.float64).T * frame.per_metre
-        label = f"{len(depths)} {name if len(depths) != 1 else name.removesuffix('s')}"
-        crowded = {"markersize": 2.5, "marker": "."} if len(depths) > _MOST_MARKERS else {}
-        axes.plot(distances, depths, linestyle="none", label=label, clip_on=False, **{**look, **crowded})
+        places = np.asarray(stored[:], dtype=np.float64) * frame.per_metre
+        label = f"{len(places)} {name if len(places) != 1 else name.removesuffix('s')}"
+        crowded = {"markersize": 2.5, "marker": "."} if len(places) > _MOST_MARKERS else {}
+        axes.plot(
+            places[:, plane[1]],
+            places[:, plane[0]],
+            linestyle="none",
+            label=label,
+            clip_on=False,
+            **{**look, **crowded},
+        )
     if axes.lines:
         axes.legend(
             loc="lower right",
-            bbox_to_anchor=(1.0, 1.0),
+            bbox_to_anchor=(1.0, height),
             ncols=2,
             borderaxespad=0.1,
             borderpad=0.0,
@@ -137,24 +149,33 @@ def models(record: RunRecord) -> style.Picture | None:
         return None
     velocities, differences = [], []
     if true is not None:
-        velocities.append(_Panel("True", true))
-    velocities.append(_Panel("Initial", initial))
+        velocities.append(Panel("True", true))
+    velocities.append(Panel("Initial", initial))
     if inverted is not None:
-        velocities.append(_Panel(f"Inverted, after {record.inverted_after} iterations", inverted))
-        differences.append(_Panel("Update: inverted − initial", inverted - initial))
+        velocities.append(Panel(f"Inverted, after {record.inverted_after} iterations", inverted))
+        differences.append(Panel("Update: inverted − initial", inverted - initial))
     if true is not None:
-        differences.append(_Panel(f"Initial − true{_error(initial, true)}", initial - true))
+        differences.append(Panel(f"Initial − true{_error(initial, true)}", initial - true))
         if inverted is not None:
-            differences.append(_Panel(f"Inverted − true{_error(inverted, true)}", inverted - true))
+            differences.append(Panel(f"Inverted − true{_error(inverted, true)}", inverted - true))
     limits = style.velocity_limits(*([true] if true is not None else [initial, inverted]))
-    frame = frame_of_results(results, initial)
-    figure = _draw_groups(frame, velocities, differences, limits=limits, label="difference (km/s)")
-    draw_positions(figure.axes[0], results, frame)
+    label = "difference (km/s)"
+    if initial.ndim == 3:
+        groups = _groups(velocities, differences, limits, label)
+        figure = slices.draw_blocks(groups, results.spacing_m, results.origin_m)
+        place, plane = 2, slices.planes(3)[2]  # seen from above
+        frame = slices.frames(initial.shape, results.spacing_m, results.origin_m)[place]
+        draw_positions(figure.axes[place], results, frame, plane, height=1.1)  # above the title
+        where = "Three planes through the middle of each block, the level one seen from above. "
+    else:
+        frame, where = frame_of_results(results, initial), ""
+        figure = _draw_groups(frame, velocities, differences, limits=limits, label=label)
+        draw_positions(figure.axes[0], results, frame)
     return style.Picture(
         "models.png",
         figure,
         "Models",
-        _models_caption(true is not None, inverted is not None),
+        where + _models_caption(true is not None, inverted is not None),
         _models_alt(true, initial, inverted),
     )
 
@@ -198,9 +219,9 @@ def history(record: RunRecord) -> style.Picture | None:
     true, initial = in_kmps(results, "true"), in_kmps(results, "initial")
     reference = true if true is not None else initial if initial is not None else stack[0]
     kind = "true" if true is not None else "initial"
-    velocities = [_Panel(f"Iteration {iterations[place]}", model) for place, model in zip(chosen, stack, strict=True)]
+    velocities = [Panel(f"Iteration {iterations[place]}", model) for place, model in zip(chosen, stack, strict=True)]
     differences = [
-        _Panel("Change" if true is None else f"MSE {mean_squared_kmps2(model, true):#.3g} (km/s)²", model - reference)
+        Panel("Change" if true is None else f"MSE {mean_squared_kmps2(model, true):#.3g} (km/s)²", model - reference)
         for model in stack
     ]
     limits = style.velocity_limits(*([true] if true is not None else stack))
@@ -216,7 +237,7 @@ def history(record: RunRecord) -> style.Picture | None:
         "grows while the misfit falls points to cycle skipping."
         if true is not None
         else "The model on its way, and how far it has moved from its start."
-    )
+    ) + slices.remark(reference.ndim)
     shown = ", ".join(str(iterations[place]) for place in chosen)
     return style.Picture(
         "history.png",
@@ -234,7 +255,7 @@ def profiles(record: RunRecord) -> style.Picture | None:
     if results is None or initial is None:
         return None
     frame = frame_of_results(results, initial)
-    columns = sorted({round(share * (initial.shape[1] - 1)) for share in _PROFILE_POSITIONS})
+    columns = sorted({round(share * (initial.shape[-1] - 1)) for share in _PROFILE_POSITIONS})
     figure = style.new_figure(4.3)
     axes_row = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
     for place, (axes, column) in enumerate(zip(axes_row, columns, strict=True)):
@@ -247,7 +268,7 @@ def profiles(record: RunRecord) -> style.Picture | None:
         figure,
         "Vertical profiles",
         "Velocity against depth. Look at whether interfaces sit at the right depth, and at which depth the inverted "
-        "curve falls back to the initial one: below it the data said nothing.",
+        "curve falls back to the initial one: below it the data said nothing." + slices.remark(initial.ndim),
         f"Velocity against depth at {len(columns)} positions along the line for the models that the run has.",
     )
 
@@ -265,9 +286,9 @@ def draw_profile(axes: Any, results: StoredResults, column: int) -> str:
             continue
         frame = frame_of_results(results, model)
         depths = (results.origin_m[0] + np.arange(model.shape[0]) * results.spacing_m[0]) * frame.per_metre
-        axes.plot(model[:, column], depths, label=name, **line)
+        axes.plot(slices.upright(model)[:, column], depths, label=name, **line)
         axes.set_ylim(depths[-1], depths[0])
         axes.set_ylabel(f"depth ({frame.unit})")
-        distance = (results.origin_m[1] + column * results.spacing_m[1]) * frame.per_metre
+        distance = (results.origin_m[-1] + column * results.spacing_m[-1]) * frame.per_metre
         where = f"x = {distance:.3g} {frame.unit}"
     return where

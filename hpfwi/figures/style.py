@@ -133,15 +133,23 @@ class Frame:
         return min(max(self.ratio, 0.5), 6.0)
 
 
-def frame_of(shape: tuple[int, int], spacing_m: tuple[float, float], origin_m: tuple[float, float]) -> Frame:
+def frame_of(
+    shape: tuple[int, int],
+    spacing_m: tuple[float, float],
+    origin_m: tuple[float, float],
+    *,
+    longest_m: float | None = None,
+) -> Frame:
     """The frame of a model[z, x] whose cell (0, 0) is centred on origin_m: kilometres from 2 km of extent, else metres.
+
+    longest_m  extent that decides the unit; None is the longest of these
 
     >>> frame_of((100, 300), (10.0, 10.0), (5.0, 5.0))
     Frame(left=0.0, right=3.0, top=0.0, bottom=1.0, unit='km', per_metre=0.001)
     """
     rows, columns = shape
     (dz_m, dx_m), (z_m, x_m) = spacing_m, origin_m
-    long = max(rows * dz_m, columns * dx_m) >= 2000.0
+    long = (max(rows * dz_m, columns * dx_m) if longest_m is None else longest_m) >= 2000.0
     per_metre, unit = (1e-3, "km") if long else (1.0, "m")
     return Frame(
         left=(x_m - dx_m / 2) * per_metre,
@@ -162,9 +170,11 @@ def draw_section(
     colours: str,
     limits: tuple[float, float],
     outer: tuple[bool, bool] = (True, True),
+    names: tuple[str, str] = ("depth", "distance"),
 ) -> Any:
     """Draw values[z, x] with depth down and return the image.
 
+    names  of the two axes
     outer  whether this panel carries the labels (of the depth axis, of the distance axis)
     """
     image = axes.imshow(
@@ -179,9 +189,9 @@ def draw_section(
     for spine in axes.spines.values():
         spine.set_visible(True)
     if outer[0]:
-        axes.set_ylabel(f"depth ({frame.unit})")
+        axes.set_ylabel(f"{names[0]} ({frame.unit})")
     if outer[1]:
-        axes.set_xlabel(f"distance ({frame.unit})")
+        axes.set_xlabel(f"{names[1]} ({frame.unit})")
     axes.tick_params(labelleft=outer[0], labelbottom=outer[1])
     axes.locator_params(axis="y", nbins=4)
     return image

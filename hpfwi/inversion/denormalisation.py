@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from hpfwi.inversion.parameterisation import Parameterisation, ParameterisationSettings, PretrainReport, Progress
-from hpfwi.networks.siren import build_siren, coordinates
+from hpfwi.networks.siren import build_siren, coordinates, evaluate
 
 INSIDE_MPS = 0.01
 """How far inside the bounds a projected cell lands: more than the rounding of the sum that forms the model."""
@@ -53,8 +53,8 @@ class Denormalised(Parameterisation):
         self.register_buffer("background", background.clone())
 
     def perturbation(self) -> torch.Tensor:
-        """scale * network, Tensor[z, x] in m/s."""
-        return self.scale * self.network(self.coordinates).reshape(self.initial.shape)
+        """scale * network, Tensor of the model's shape in m/s."""
+        return self.scale * evaluate(self.network, self.coordinates).reshape(self.initial.shape)
 
     def unbounded(self) -> torch.Tensor:
         return self.background + self.perturbation()
@@ -88,7 +88,7 @@ class Pretrained(Denormalised):
         losses: list[float] = []
         while True:
             optimiser.zero_grad()
-            loss = (self.network(where) - target).abs().mean()
+            loss = (evaluate(self.network, where) - target).abs().mean()
             losses.append(float(loss.detach()))
             mae_mps = losses[-1] * self.settings.scale_mps
             steps = len(losses) - 1

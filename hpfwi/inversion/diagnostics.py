@@ -40,10 +40,10 @@ def diagnose(
     """Scores of the current model and network. What cannot be measured is left out, so every value is finite.
 
     reference        `reference_state` at the start of the inversion
-    model, initial   floating[z, x] in m/s: the current model and the one the run started from
+    model, initial   floating[z, x] or [z, y, x] in m/s: the current model and the one the run started from
     wavelength_m     mean velocity / peak frequency: sets the wavenumber bands
-    true             floating[z, x] in m/s; adds errors (metrics/), and band amplitude, coherence and error (spectra/)
-    gradient         dJ/dm, floating[z, x]: adds dormancy by gradient and the conflict with the initial model, for
+    true             in m/s; adds errors (metrics/), and band amplitude, coherence and error (spectra/)
+    gradient         dJ/dm: adds dormancy by gradient and the conflict with the initial model, for
                      one network pass forward and two back over all cells
     tangent_kernel   also the rank and the drift of the tangent kernel, which take longer than all the rest
     """

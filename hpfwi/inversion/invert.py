@@ -277,7 +277,7 @@ class _Run:
         return outcome
 
     @property
-    def _spacing_m(self) -> tuple[float, float]:
+    def _spacing_m(self) -> tuple[float, ...]:
         return self.initial.grid.spacing_m
 
     @property

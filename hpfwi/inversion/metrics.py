@@ -16,8 +16,9 @@ def model_metrics(
 ) -> dict[str, float]:
     """Errors of a model over all cells and over its shallow and deep half, by name.
 
-    velocity, true   floating[z, x] in m/s
-    include          bool[z, x]; cells that count, None: all. Pass the inverse of the water mask to leave water out.
+    velocity, true   floating[z, x] or [z, y, x] in m/s
+    include          bool of their shape; cells that count, None: all. Pass the inverse of the water mask to leave water
+                     out.
     returns          mse_kmps2 in (km/s)², mae_mps in m/s, ssim without unit, and each again with _shallow (rows above
                      nz // 2) and _deep. A score that cannot be computed is left out: halves without a counted cell,
                      SSIM of a model with fewer than 7 cells along an axis.
@@ -32,8 +33,8 @@ def model_metrics(
     counted = np.ones(true.shape, dtype=bool) if include is None else include
     error = np.asarray(velocity, dtype=np.float64) - np.asarray(true, dtype=np.float64)
     similarity = ssim_map(velocity, true)
-    row = np.arange(true.shape[0])[:, None]
-    deep = np.broadcast_to(row >= true.shape[0] // 2, true.shape)
+    deep = np.zeros(true.shape, dtype=bool)
+    deep[true.shape[0] // 2 :] = True
     scores: dict[str, float] = {}
     for suffix, region in (("", counted), ("_shallow", counted & ~deep), ("_deep", counted & deep)):
         if not region.any():
@@ -46,11 +47,11 @@ def model_metrics(
 
 
 def ssim_map(velocity: NDArray[np.floating], true: NDArray[np.floating]) -> NDArray[np.float64] | None:
-    """Structural similarity around each cell, float64[z, x], or None where a side has fewer than 7 cells.
+    """Structural similarity around each cell, float64 of their shape, or None where a side has fewer than 7 cells.
 
-    Uniform 7 x 7 window, K1 = 0.01, K2 = 0.03, sample covariance, data range max(true) - min(true), 1 m/s for a
-    constant true model. The outermost 3 cells, whose windows would leave the model, are NaN; the mean of the rest is
-    the value that `skimage.metrics.structural_similarity` returns.
+    Uniform window of 7 cells along each axis, K1 = 0.01, K2 = 0.03, sample covariance, data range
+    max(true) - min(true), 1 m/s for a constant true model. The outermost 3 cells, whose windows would leave the model,
+    are NaN; the mean of the rest is the value that `skimage.metrics.structural_similarity` returns.
     """
     if min(true.shape) < SSIM_WINDOW:
         return None
@@ -65,8 +66,9 @@ def ssim_map(velocity: NDArray[np.floating], true: NDArray[np.floating]) -> NDAr
         full=True,
     )
     edge = (SSIM_WINDOW - 1) // 2
+    inside = (slice(edge, -edge),) * true.ndim
     inner = np.full(true.shape, np.nan)
-    inner[edge:-edge, edge:-edge] = full[edge:-edge, edge:-edge]
+    inner[inside] = full[inside]
     return inner
 
 

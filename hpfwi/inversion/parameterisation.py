@@ -92,7 +92,7 @@ Progress = Callable[[int, float], None]
 
 
 class Parameterisation(torch.nn.Module):
-    """A velocity model that an optimiser can move: Tensor[z, x] in m/s, within bounds, the water as it was.
+    """A velocity model that an optimiser can move: Tensor of a grid's shape, m/s, within bounds, the water as it was.
 
     Everything that iterations change is a parameter or a persistent buffer, so `state_dict` together with the
     optimiser's state continues a run bit for bit. What the configuration alone decides is not in `state_dict`.
@@ -115,11 +115,11 @@ class Parameterisation(torch.nn.Module):
         self.register_buffer("water", water.clone(), persistent=False)
 
     def unbounded(self) -> torch.Tensor:
-        """The model before bounds and water, Tensor[z, x] in m/s."""
+        """The model before bounds and water, Tensor of the grid's shape in m/s."""
         raise NotImplementedError
 
     def forward(self) -> torch.Tensor:
-        """The model, Tensor[z, x] in m/s. Clamped cells and water cells pass no gradient."""
+        """The model, Tensor of the grid's shape in m/s. Clamped cells and water cells pass no gradient."""
         return self.bounded(self.unbounded())
 
     def bounded(self, velocity: torch.Tensor) -> torch.Tensor:
@@ -184,9 +184,9 @@ def build_parameterisation(
 ) -> Parameterisation:
     """The parameterisation that these settings name, at its state before iteration 0.
 
-    initial      the model to start from; float32[z, x] in m/s
+    initial      the model to start from
     bounds_mps   lowest and highest velocity the inversion may write; water is exempt
-    water_mask   bool[z, x]; cells that keep their initial velocity exactly
+    water_mask   bool of the grid's shape; cells that keep their initial velocity exactly
     seed         decides the network's first weights; nothing else is random
     raises       ConfigError: empty bounds, or an initial model beyond them. DataError: a mask of another shape.
     """

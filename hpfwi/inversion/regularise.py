@@ -1,7 +1,7 @@
 """Penalties on the roughness of the model: total variation, which spares edges, and first-order Tikhonov.
 
-With the velocity m[z, x] below the water, its mean m̄ over the initial model, the depth H of the model and the
-dimensionless slope g = (H / m̄) ∇m, by differences of neighbours that are both below the water:
+With the velocity m[z, x] or m[z, y, x] below the water, its mean m̄ over the initial model, the depth H of the
+model and the dimensionless slope g = (H / m̄) ∇m, by differences of neighbours that are both below the water:
 
     tv = mean of sqrt(|g|² + ε²) - ε          tikhonov = mean of |g|²
 
@@ -13,6 +13,7 @@ which share of the observed energy such a model costs. Total variation: Rudin, O
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,16 +53,16 @@ class RegulariseSettings(BaseModel):
 class Regulariser:
     """The weighted penalties of one inversion as functions of its model.
 
-    initial     float32[z, x], m/s, where the inversion starts
+    initial     [z, x] or [z, y, x], m/s, where the inversion starts
     spacing_m   (dz, dx)
-    water       bool[z, x]; slopes into it do not count
+    water       bool of the same shape; slopes into it do not count
     """
 
     def __init__(
         self,
         settings: RegulariseSettings,
         initial: NDArray[np.float32],
-        spacing_m: tuple[float, float],
+        spacing_m: tuple[float, ...],
         water: NDArray[np.bool_],
     ) -> None:
         self.settings = settings
@@ -70,15 +71,14 @@ class Regulariser:
         # An exact sum: replicas on processors that add up in another order would take other steps.
         mean_mps = math.fsum(initial[dry].tolist()) / self._cells
         depth_m = initial.shape[0] * spacing_m[0]
-        self._per_mps = (
-            depth_m / (spacing_m[0] * mean_mps) * (dry[1:] & dry[:-1]),
-            depth_m / (spacing_m[1] * mean_mps) * (dry[:, 1:] & dry[:, :-1]),
-        )
+        self._per_mps = [
+            depth_m / (step_m * mean_mps) * (_later(dry, axis) & _earlier(dry, axis))
+            for axis, step_m in enumerate(spacing_m)
+        ]
 
     def penalties(self, model: NDArray[np.floating]) -> dict[str, float]:
-        """The weighted penalties of a model[z, x] in m/s by name, in units of the misfit, without those of weight 0."""
-        down, across = self._slopes(model)
-        squares = down**2 + across**2
+        """The weighted penalties of a model in m/s by name, in units of the misfit, without those of weight 0."""
+        squares = sum(slope**2 for slope in self._slopes(model))
         found = {
             "tv": self.settings.tv * float(np.sum(np.sqrt(squares + EPSILON**2) - EPSILON)) / self._cells,
             "tikhonov": self.settings.tikhonov * float(np.sum(squares)) / self._cells,
@@ -86,22 +86,32 @@ class Regulariser:
         return {name: value for name, value in found.items() if getattr(self.settings, name) > 0}
 
     def gradient(self, model: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Derivative of the sum of the weighted penalties, float64[z, x] per m/s."""
-        down, across = self._slopes(model)
-        stiffness = 2 * self.settings.tikhonov + self.settings.tv / np.sqrt(down**2 + across**2 + EPSILON**2)
-        pull_down = (stiffness * down)[:-1] * self._per_mps[0]
-        pull_across = (stiffness * across)[:, :-1] * self._per_mps[1]
+        """Derivative of the sum of the weighted penalties, float64 of the model's shape, per m/s."""
+        slopes = self._slopes(model)
+        squares = sum(slope**2 for slope in slopes)
+        stiffness = 2 * self.settings.tikhonov + self.settings.tv / np.sqrt(squares + EPSILON**2)
         gradient = np.zeros(model.shape)
-        gradient[1:] += pull_down
-        gradient[:-1] -= pull_down
-        gradient[:, 1:] += pull_across
-        gradient[:, :-1] -= pull_across
+        for axis, slope in enumerate(slopes):
+            pull = _earlier(stiffness * slope, axis) * self._per_mps[axis]
+            _later(gradient, axis)[...] += pull
+            _earlier(gradient, axis)[...] -= pull
         return gradient / self._cells
 
-    def _slopes(self, model: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Dimensionless differences to the next cell below and to the right, float64[z, x] each; 0 at the edges."""
-        wide = np.asarray(model, dtype=np.float64)
-        down, across = np.zeros(wide.shape), np.zeros(wide.shape)
-        down[:-1] = np.diff(wide, axis=0) * self._per_mps[0]
-        across[:, :-1] = np.diff(wide, axis=1) * self._per_mps[1]
-        return down, across
+    def _slopes(self, model: NDArray[np.floating]) -> list[NDArray[np.float64]]:
+        """Dimensionless differences to the next cell along every axis, float64 of the model's shape; 0 at its end."""
+        slopes = []
+        for axis, per_mps in enumerate(self._per_mps):
+            slope = np.zeros(model.shape)
+            _earlier(slope, axis)[...] = np.diff(np.asarray(model, dtype=np.float64), axis=axis) * per_mps
+            slopes.append(slope)
+        return slopes
+
+
+def _earlier(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    """A view without the last cells along an axis: the first of every pair of neighbours."""
+    return values[(slice(None),) * axis + (slice(None, -1),)]
+
+
+def _later(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    """A view without the first cells along an axis: the second of every pair of neighbours."""
+    return values[(slice(None),) * axis + (slice(1, None),)]

@@ -1,4 +1,4 @@
-"""Which wavelengths of the model have been found: errors in five rings of radial wavenumber.
+"""Which wavelengths of the model have been found: errors in five rings (in 3-D shells) of radial wavenumber.
 
 The correspondence of amplitudes per frequency band is the one used to show the spectral bias of image priors; band
 edges follow from the wavelength lam = mean velocity / peak frequency: 1/(4 lam), 1/(2 lam), 1/lam and 2/lam in
@@ -7,6 +7,7 @@ cycles per metre. Waveform inversion resolves half a wavelength, that is 2/lam, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,19 +40,19 @@ def band_edges(wavelength_m: float) -> tuple[float, float, float, float]:
 
 
 def band_of_wavenumber(shape: Sequence[int], spacing_m: Sequence[float], wavelength_m: float) -> NDArray[np.int64]:
-    """Band of each coefficient of `np.fft.fft2`, int64[z, x]; -1 for the mean, which belongs to none."""
+    """Band of each coefficient of `np.fft.fftn`, int64 of this shape; -1 for the mean, which belongs to none."""
     axes = [np.fft.fftfreq(cells, spacing) for cells, spacing in zip(shape, spacing_m, strict=True)]
-    radius = np.hypot(axes[0][:, None], axes[1][None, :])
+    radius = functools.reduce(np.hypot, np.meshgrid(*axes, indexing="ij", sparse=True))
     band = np.searchsorted(np.array(band_edges(wavelength_m)), radius, side="right").astype(np.int64)
-    band[0, 0] = -1
+    band.flat[0] = -1
     return band
 
 
 def transform(field: NDArray[np.floating]) -> NDArray[np.complex128]:
-    """2-D Fourier transform of a field[z, x] after its mean is removed and its edges are tapered."""
+    """Fourier transform of a field[z, x] or [z, y, x] after its mean is removed and its edges are tapered."""
     centred = np.asarray(field, dtype=np.float64) - np.mean(field, dtype=np.float64)
-    windows = [tukey(cells, 2.0 * TAPER_SHARE) for cells in field.shape]
-    return np.fft.fft2(centred * windows[0][:, None] * windows[1][None, :])
+    windows = np.meshgrid(*(tukey(cells, 2.0 * TAPER_SHARE) for cells in field.shape), indexing="ij", sparse=True)
+    return np.fft.fftn(functools.reduce(np.multiply, windows, centred))
 
 
 def band_scores(
@@ -61,7 +62,7 @@ def band_scores(
     spacing_m: Sequence[float],
     wavelength_m: float,
 ) -> BandScores:
-    """Amplitude ratio, coherence and error of `model` in each band; all three fields are [z, x] in m/s."""
+    """Amplitude ratio, coherence and error of `model` in each band; all three fields are [z, x] or [z, y, x] in m/s."""
     band = band_of_wavenumber(true.shape, spacing_m, wavelength_m)
     start = np.asarray(initial, dtype=np.float64)
     found, wanted, missing = (
@@ -84,7 +85,7 @@ def band_scores(
 
 
 def band_shares(field: NDArray[np.floating], spacing_m: Sequence[float], wavelength_m: float) -> tuple[float, ...]:
-    """Share of the energy of a field[z, x] in each band, for runs without a true model; NaN for a constant field."""
+    """Share of the energy of a field in each band, for runs without a true model; NaN for a constant field."""
     band = band_of_wavenumber(field.shape, spacing_m, wavelength_m)
     power = np.abs(transform(field)) ** 2
     total = float(power[band >= 0].sum())
@@ -92,7 +93,7 @@ def band_shares(field: NDArray[np.floating], spacing_m: Sequence[float], wavelen
 
 
 def deep_half(field: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Rows of a field[z, x] from nz // 2 down, where illumination is poor and methods differ most."""
+    """Rows of a field from nz // 2 down, where illumination is poor and methods differ most."""
     return field[field.shape[0] // 2 :]
 
 

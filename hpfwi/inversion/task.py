@@ -110,7 +110,7 @@ class InversionTask:
         self._lock = threading.Lock()
 
     def model(self) -> NDArray[np.float32]:
-        """The current model, float32[z, x], m/s."""
+        """The current model, float32[z, x] or [z, y, x], m/s."""
         with torch.no_grad():
             velocity: NDArray[np.float32] = self.parameterisation().numpy()
         return velocity
@@ -123,7 +123,7 @@ class InversionTask:
         self._look_for_skips = iteration % self._config.inversion.diagnostics_every == 0
 
     def gradient(self, shots: Sequence[int], *, threads: int = 1) -> tuple[NDArray[np.float32], dict[str, float]]:
-        """dJ/dm of some shots, float32[z, x] per m/s, and what they add up to.
+        """dJ/dm of some shots, float32 of the model's shape per m/s, and what they add up to.
 
         threads     compute them together on the CPU; the bits do not depend on it
 
@@ -148,7 +148,7 @@ class InversionTask:
         return result, scalars
 
     def advance(self, iteration: int, gradient: NDArray[np.float64]) -> None:
-        """Take one optimiser step with dJ/dm[z, x], the sum over the iteration's shots, and the penalties' part."""
+        """Take one optimiser step with dJ/dm, the sum over the iteration's shots, and the penalties' part."""
         assert self._model is not None  # begin comes first
         assert self._velocity is not None
         self.optimiser.zero_grad()

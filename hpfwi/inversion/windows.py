@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hpfwi.physics.survey import Survey
+from hpfwi.physics.survey import Survey, horizontal_m
 
 
 class MuteSettings(BaseModel):
@@ -105,7 +105,7 @@ def time_window(
 def _offsets(survey: Survey, shots: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Horizontal distance to the nearest source, m, float64[shot, receiver], and bool[shot, receiver]: who is there."""
     chosen = list(shots)
-    distances = np.abs(survey.receivers_m[chosen][:, :, None, 1] - survey.sources_m[chosen][:, None, :, 1])
+    distances = horizontal_m(survey.receivers_m[chosen][:, :, None], survey.sources_m[chosen][:, None])
     nearest = np.fmin.reduce(distances, axis=-1)  # NaN, of absent points, loses against a number
     present = ~np.isnan(nearest)
     return np.where(present, nearest, 0.0), present

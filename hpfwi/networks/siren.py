@@ -11,6 +11,11 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch.utils.checkpoint import checkpoint
+
+PIECE = 2**19
+"""Points whose activations are kept at once: 4 layers of 128 units keep 4 kB a point, 2 GB in all. A section is one
+piece; a block of 100 x 100 x 100 cells is two."""
 
 Scaling = Literal["unit", "kilometres"]
 
@@ -120,8 +125,20 @@ def build_siren(settings: NetworkSettings, generator: torch.Generator, *, in_fea
     )
 
 
+def evaluate(network: Siren, points: torch.Tensor) -> torch.Tensor:
+    """Network output, Tensor[point], for coordinates Tensor[point, axis], in pieces of at most PIECE points.
+
+    A gradient through several pieces computes the activations of each again, in place of keeping those of all.
+    """
+    if len(points) <= PIECE:
+        written: torch.Tensor = network(points)
+        return written
+    pieces = [checkpoint(network, piece, use_reentrant=False) for piece in points.split(PIECE)]
+    return torch.cat(pieces)
+
+
 def coordinates(shape: Sequence[int], spacing_m: Sequence[float], scaling: Scaling) -> torch.Tensor:
-    """Cell coordinates, float32[cell, axis], row-major in the order of `shape`, hence (z, x) for a 2-D model.
+    """Cell coordinates, float32[cell, axis], row-major in the order of `shape`, hence (z, x) or (z, y, x).
 
     'unit': each axis runs from -1 at the first cell to 1 at the last. 'kilometres': index times spacing / 1000, so the
     network sees the same length scale along every axis.

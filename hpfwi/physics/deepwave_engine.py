@@ -87,10 +87,11 @@ def unsupported(settings: ModellingSettings) -> str | None:
             f'memory="{settings.memory}" is not available with engine="deepwave", which keeps its wavefields: use '
             'memory="auto" or "store", and a larger store_every or fewer inversion.shots_per_item to need less.'
         )
-    sides = settings.widths()[1:] if settings.free_surface else settings.widths()
-    if 0 in sides:
+    cells = settings.absorbing_cells
+    widths = settings.widths(2 if isinstance(cells, int) else len(cells) // 2)
+    if 0 in (widths[1:] if settings.free_surface else widths):
         return (
-            f"absorbing_cells={list(settings.widths())} leaves a side without a layer, where the walls of deepwave "
+            f"absorbing_cells={list(widths)} leaves a side without a layer, where the walls of deepwave "
             'differ from hpfwi\'s: give every side but a free surface 1 cell at least, or use engine="hpfwi".'
         )
     return None
@@ -165,7 +166,7 @@ class DeepwaveEngine:
                continued by as many cells before the absorbing layer begins
     """
 
-    def __init__(self, medium: Medium, scheme: Discretisation, shape: tuple[int, int], *points: Taps) -> None:
+    def __init__(self, medium: Medium, scheme: Discretisation, shape: tuple[int, ...], *points: Taps) -> None:
         self.medium = medium
         self._scheme = scheme
         cells = np.concatenate([taps.cells[taps.weights != 0] for taps in points])

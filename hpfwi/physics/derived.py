@@ -8,6 +8,7 @@ import torch
 
 from hpfwi.physics import deepwave_engine
 from hpfwi.physics.discretisation import POINTS_PER_WAVELENGTH
+from hpfwi.physics.grid import in_cells
 from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.source import ENERGY_SHARE
 from hpfwi_kernels.stability import courant_number
@@ -39,11 +40,10 @@ def derived(simulator: Simulator, slowest_mps: float, shots_together: int) -> li
     points = slow_mps / (simulator.highest_hz * step_m)
     needed = POINTS_PER_WAVELENGTH[settings.order]
     courant = courant_number(simulator.fastest_mps, scheme.inner_dt_s, grid.spacing_m)
-    widths_m = [
-        cells * grid.spacing_m[axis] for cells, axis in zip(scheme.absorbing, (0, 0, 1, 1), strict=True) if cells
-    ]
+    widths_m = [cells * grid.spacing_m[side // 2] for side, cells in enumerate(scheme.absorbing) if cells]
+    sides = "top/bottom/front/back/left/right" if len(grid.shape) == 3 else "top/bottom/left/right"
     thin_m = min(widths_m, default=0.0)
-    rows, columns = scheme.padded(grid.shape)
+    padded = in_cells(scheme.padded(grid.shape))
     steps = survey.samples * scheme.substeps
     return [
         _engine(simulator),
@@ -75,7 +75,7 @@ def derived(simulator: Simulator, slowest_mps: float, shots_together: int) -> li
         Derived(
             "absorbing_cells",
             "/".join(str(cells) for cells in scheme.absorbing),
-            f"top/bottom/left/right; the thinnest is {thin_m:g} m, "
+            f"{sides}; the thinnest is {thin_m:g} m, "
             f"{thin_m * simulator.peak_hz / slowest_mps:.2g} wavelengths of {slowest_mps:g} m/s at the peak frequency"
             + ("; the free surface needs none at the top" if settings.free_surface else ""),
         ),
@@ -95,14 +95,14 @@ def derived(simulator: Simulator, slowest_mps: float, shots_together: int) -> li
         Derived(
             "snapshot_megabytes_per_shot",
             round(simulator.stored_bytes_per_shot / 1e6, 2),
-            f"{scheme.stored_steps(survey.samples)} snapshots of {rows} x {columns} cells in float32"
+            f"{scheme.stored_steps(survey.samples)} snapshots of {padded} cells in float32"
             + ("" if simulator.medium is None else f", {deepwave_engine.histories(simulator.medium)} wavefields each"),
         ),
         Derived("memory", held.memory.mode, held.reason),
         Derived(
             "updates_per_shot",
             simulator.updates_per_shot,
-            f"{rows} x {columns} cells, absorbing edges included, times {steps} time steps",
+            f"{padded} cells, absorbing edges included, times {steps} time steps",
         ),
     ]
 

@@ -68,7 +68,7 @@ def build_scheme(
         spacing_m=grid.spacing_m,
         dt_s=dt_s,
         order=settings.order,
-        absorbing=settings.widths(),
+        absorbing=settings.widths(len(grid.shape)),
         boundary=settings.boundary,
         free_surface=settings.free_surface,
         pml_hz=peak_hz if settings.pml_hz is None else settings.pml_hz,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def budget_bytes(device: torch.device) -> int:
 def held(
     settings: ModellingSettings,
     device: torch.device,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     shots: int,
     samples: int,
     receivers: int,
@@ -62,7 +63,7 @@ def held(
 ) -> Choice:
     """How the wavefields of so many shots, computed together by hpfwi's own kernels, reach their gradient, and why.
 
-    shape       cells [z, x] of the model        receivers   of each shot
+    shape       cells of the model        receivers   of each shot
 
     raises  hpfwi_kernels.errors.ModelError: nothing that `settings.memory` allows fits the budget
     """
@@ -77,16 +78,15 @@ def held(
     return Choice(memory, peak_bytes(*work, memory, threads=threads), "as set")
 
 
-def forward_bytes(shape: tuple[int, int], shots: int, samples: int, receivers: int, scheme: Scheme) -> int:
+def forward_bytes(shape: tuple[int, ...], shots: int, samples: int, receivers: int, scheme: Scheme) -> int:
     """Bytes that computing so many shots at the same time takes at most, where no gradient is wanted.
 
     It counts each shot's model too, in float64 while its coefficients are made, because shots may have models of their
     own.
     """
-    rows, columns = scheme.padded(shape)
     # A gradient that keeps one snapshot of each shot is the next larger thing whose need is known.
     alone = replace(scheme, store_every=samples * scheme.substeps)
-    own = 4 * 8 * shots * rows * columns
+    own = 4 * 8 * shots * math.prod(scheme.padded(shape))
     return own + peak_bytes(shape, shots, samples, receivers, alone, Memory(), threads=shots)
 
 

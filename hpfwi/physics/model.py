@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from scipy.ndimage import gaussian_filter
 
 from hpfwi.errors import ConfigError, DataError
-from hpfwi.physics.grid import Grid
+from hpfwi.physics.grid import AXES, Grid, along_axes, in_cells
 
-DEFAULT_SPACING_M = (15.0, 15.0)
+DEFAULT_SPACING_M = 15.0
 """Cell size of a model that comes from no file: that of the published Marmousi experiments."""
 
 
@@ -21,27 +22,29 @@ DEFAULT_SPACING_M = (15.0, 15.0)
 class EarthModel:
     """A velocity for every node of a grid; the array is a read-only copy.
 
-    raises  DataError: not 2-D, another shape than the grid, a velocity that is NaN, infinite, zero or negative
+    raises  DataError: neither 2-D nor 3-D, another shape than the grid, a velocity that is NaN, infinite, zero or
+            negative
     """
 
     velocity: NDArray[np.float32]
-    """float32[z, x], m/s, > 0."""
+    """float32[z, x] or [z, y, x], m/s, > 0."""
     grid: Grid
 
     def __post_init__(self) -> None:
         with np.errstate(over="ignore"):
             velocity = np.array(self.velocity, dtype=np.float32, order="C")
-        if velocity.ndim != 2:
-            raise DataError(f"A velocity model must be 2-D [z, x], not of shape {velocity.shape}.")
+        if velocity.ndim not in AXES:
+            raise DataError(f"A velocity model must be 2-D [z, x] or 3-D [z, y, x], not of shape {velocity.shape}.")
         if velocity.shape != self.grid.shape:
             raise DataError(
                 f"The velocity has shape {velocity.shape} and its grid {self.grid.shape}: they must be the same."
             )
         usable = np.isfinite(velocity) & (velocity > 0)
         if not usable.all():
-            row, column = (int(index) for index in np.argwhere(~usable)[0])
+            cell = tuple(int(index) for index in np.argwhere(~usable)[0])
+            where = ", ".join(f"{axis}={index}" for axis, index in zip(self.grid.axes, cell, strict=True))
             raise DataError(
-                f"The velocity in cell (z={row}, x={column}) is {velocity[row, column]:g} m/s, and "
+                f"The velocity in cell ({where}) is {velocity[cell]:g} m/s, and "
                 f"{int((~usable).sum())} cell(s) in all are not positive finite numbers: repair the model first."
             )
         velocity.setflags(write=False)
@@ -55,26 +58,25 @@ class EarthModel:
     def fastest_mps(self) -> float:
         return float(self.velocity.max())
 
-    def resampled(self, shape: tuple[int, int]) -> EarthModel:
-        """The same rectangle of earth cut into another number of cells.
+    def resampled(self, shape: tuple[int, ...]) -> EarthModel:
+        """The same piece of earth cut into another number of cells.
 
         Along an axis that gets fewer cells a new cell takes the mean velocity of the old cells it covers, in proportion
         to the overlap, so nothing aliases; along an axis that gets more, values are interpolated linearly between
         cell centres and held beyond the outermost. The spacing becomes (cells * spacing) / new cells.
-        """
-        grid = Grid(
-            shape,
-            (
-                self.grid.spacing_m[0] * self.grid.shape[0] / shape[0],
-                self.grid.spacing_m[1] * self.grid.shape[1] / shape[1],
-            ),
-            self.grid.origin_m,
-        )
-        velocity = _axis_weights(self.grid.shape[0], shape[0]) @ self.velocity.astype(np.float64)
-        velocity = velocity @ _axis_weights(self.grid.shape[1], shape[1]).T
-        return EarthModel(velocity.astype(np.float32), grid)
 
-    def with_spacing(self, spacing_m: tuple[float, float]) -> EarthModel:
+        raises  DataError: another number of axes
+        """
+        if len(shape) != len(self.grid.shape):
+            raise DataError(
+                f"A model of {in_cells(self.grid.shape)} cells cannot be resampled to {in_cells(shape)}: give "
+                f"{len(self.grid.shape)} counts."
+            )
+        steps = zip(self.grid.spacing_m, self.grid.shape, shape, strict=True)
+        grid = Grid(shape, tuple(step * old / new for step, old, new in steps), self.grid.origin_m)
+        return EarthModel(self._weighed(lambda axis, cells: _axis_weights(cells, shape[axis])), grid)
+
+    def with_spacing(self, spacing_m: tuple[float, ...]) -> EarthModel:
         """The same numbers on cells of another size (a re-labelled model: every structure scales with the cells)."""
         return EarthModel(self.velocity, Grid(self.grid.shape, spacing_m, self.grid.origin_m))
 
@@ -88,9 +90,14 @@ class EarthModel:
         The nodes of the old grid are nodes of the new one, so a position in metres that was on a node stays on one.
         """
         fine = self.grid.refined(factor)
-        rows = _node_weights(self.grid.shape[0], factor)
-        columns = _node_weights(self.grid.shape[1], factor)
-        return EarthModel((rows @ self.velocity.astype(np.float64) @ columns.T).astype(np.float32), fine)
+        return EarthModel(self._weighed(lambda axis, cells: _node_weights(cells, factor)), fine)
+
+    def _weighed(self, weights: Callable[[int, int], NDArray[np.float64]]) -> NDArray[np.float32]:
+        """The velocity after a matrix weights(axis, cells) float64[new, cells] along every axis in turn, in float64."""
+        velocity = self.velocity.astype(np.float64)
+        for axis, cells in enumerate(self.velocity.shape):
+            velocity = np.moveaxis(np.tensordot(weights(axis, cells), velocity, (1, axis)), 0, axis)
+        return velocity.astype(np.float32)
 
 
 def _axis_weights(old: int, new: int) -> NDArray[np.float64]:
@@ -111,7 +118,7 @@ def _node_weights(nodes: int, factor: int) -> NDArray[np.float64]:
 
 
 def smooth(model: EarthModel, sigma_cells: float) -> EarthModel:
-    """The model after a Gaussian filter of `sigma_cells` cells both ways; the edge values continue outside.
+    """The model after a Gaussian filter of `sigma_cells` cells along every axis; the edge values continue outside.
 
     raises  ConfigError: sigma_cells is negative
     """
@@ -124,7 +131,7 @@ def smooth(model: EarthModel, sigma_cells: float) -> EarthModel:
 def linear_gradient(grid: Grid, top_mps: float, bottom_mps: float) -> EarthModel:
     """A velocity linear in depth, from `top_mps` in row 0 to `bottom_mps` in the last row, the same in all columns."""
     column = np.linspace(top_mps, bottom_mps, grid.shape[0], dtype=np.float32)
-    return EarthModel(np.repeat(column[:, None], grid.shape[1], axis=1), grid)
+    return EarthModel(np.broadcast_to(grid.as_column(column), grid.shape), grid)
 
 
 def constant(grid: Grid, velocity_mps: float) -> EarthModel:
@@ -133,7 +140,7 @@ def constant(grid: Grid, velocity_mps: float) -> EarthModel:
 
 
 def water_rows(grid: Grid, water_depth_m: float) -> NDArray[np.bool_]:
-    """bool[z, x], True in rows shallower than the water depth: their velocity is known and stays as it starts.
+    """True in rows shallower than the water depth, bool of the grid's shape: their velocity is known and stays.
 
     raises  ConfigError: the water is as deep as the model
     """
@@ -143,7 +150,7 @@ def water_rows(grid: Grid, water_depth_m: float) -> NDArray[np.bool_]:
             f"water_depth_m={water_depth_m:g} leaves nothing to invert: the model is {grid.extent_m[0]:g} m deep; use "
             "a smaller water depth."
         )
-    return np.repeat(shallow[:, None], grid.shape[1], axis=1)
+    return np.broadcast_to(grid.as_column(shallow), grid.shape).copy()
 
 
 class ModelSettings(BaseModel):
@@ -161,26 +168,28 @@ class ModelSettings(BaseModel):
         description='The starting model: "smooth" (the true model after a Gaussian filter), "linear" (a gradient with '
         'depth), "constant", or a file.',
     )
-    shape: tuple[int, int] = Field(
-        default=(80, 200), description="Rows and columns (nz, nx) of a procedural model, or of a model without a file."
+    shape: tuple[int, ...] = Field(
+        default=(80, 200),
+        description="Cells (nz, nx), or (nz, ny, nx) in 3-D, of a procedural model, or of a model without a file.",
     )
-    spacing_m: tuple[float, float] | None = Field(
+    spacing_m: float | tuple[float, ...] | None = Field(
         default=None,
-        description="Cell size (dz, dx), m, or one number for both; needed for .npy and .npz files, which do not hold "
-        "it. None takes the file's own, or 15 m where there is no file.",
+        description="Cell size (dz, dx), in 3-D (dz, dy, dx), m, or one number for all; needed for .npy and .npz "
+        "files, which do not hold it. None takes the file's own, or 15 m where there is no file.",
     )
     velocity_unit: str | None = Field(
         default=None,
         description='Unit of the velocities in files: "m/s" or "km/s". None means m/s, and refuses values that look '
         "like km/s.",
     )
-    resample: tuple[int, int] | None = Field(
-        default=None, description="Cut models from files into this many rows and columns; None keeps theirs."
-    )
-    relabel_spacing_m: tuple[float, float] | None = Field(
+    resample: tuple[int, ...] | None = Field(
         default=None,
-        description="Cell size (dz, dx), m, or one number for both, given to models from files after resampling: the "
-        "structures scale with it. None keeps the true size.",
+        description="Cut models from files into this many cells (nz, nx) or (nz, ny, nx); None keeps theirs.",
+    )
+    relabel_spacing_m: float | tuple[float, ...] | None = Field(
+        default=None,
+        description="Cell size (dz, dx) or (dz, dy, dx), m, or one number for all, given to models from files after "
+        "resampling: the structures scale with it. None keeps the true size.",
     )
     clip_mps: tuple[float, float] | None = Field(
         default=None,
@@ -212,23 +221,21 @@ class ModelSettings(BaseModel):
     )
     seed: int = Field(default=0, ge=0, description="Seed of the procedural model.")
 
-    @field_validator("spacing_m", "relabel_spacing_m", mode="before")
-    @classmethod
-    def _square_cells(cls, value: object) -> object:
-        return (value, value) if isinstance(value, int | float) else value
-
     @field_validator("spacing_m", "relabel_spacing_m")
     @classmethod
-    def _positive_pair(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not all(0 < step < float("inf") for step in value):
-            raise ValueError(f"{value} must be two positive numbers of metres (dz, dx).")
+    def _positive_sizes(cls, value: float | tuple[float, ...] | None) -> float | tuple[float, ...] | None:
+        if value is None:
+            return None
+        sizes = value if isinstance(value, tuple) else (value, value)
+        if len(sizes) not in AXES or not all(0 < size < float("inf") for size in sizes):
+            raise ValueError(f"{value} must be two positive numbers of metres (dz, dx), three (dz, dy, dx), or one.")
         return value
 
     @field_validator("shape", "resample")
     @classmethod
-    def _enough_cells(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and min(value) < 2:
-            raise ValueError(f"{value} must be at least 2 rows and 2 columns (nz, nx).")
+    def _enough_cells(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (len(value) not in AXES or min(value) < 2):
+            raise ValueError(f"{value} must be at least 2 rows and 2 columns (nz, nx), or (nz, ny, nx) likewise.")
         return value
 
     @field_validator("clip_mps", "bounds_mps")
@@ -270,7 +277,7 @@ class ModelPair:
     initial: EarthModel
     """Where the inversion starts."""
     water_mask: NDArray[np.bool_]
-    """bool[z, x], True where the velocity is known and keeps its initial value."""
+    """bool of the models' shape, True where the velocity is known and keeps its initial value."""
 
 
 def load_models(settings: ModelSettings) -> ModelPair:
@@ -302,7 +309,7 @@ def load_models(settings: ModelSettings) -> ModelPair:
 
 
 def _gridded(settings: ModelSettings) -> Grid:
-    return Grid(settings.shape, settings.spacing_m or DEFAULT_SPACING_M)
+    return Grid(settings.shape, along_axes(settings.spacing_m or DEFAULT_SPACING_M, len(settings.shape)))
 
 
 def _true_model(settings: ModelSettings, true: str) -> EarthModel:
@@ -336,7 +343,7 @@ def _from_file(settings: ModelSettings, path: str, final: Grid | None) -> EarthM
     if settings.resample is not None and not already_final:
         model = model.resampled(settings.resample)
     if settings.relabel_spacing_m is not None:
-        model = model.with_spacing(settings.relabel_spacing_m)
+        model = model.with_spacing(along_axes(settings.relabel_spacing_m, len(model.grid.shape)))
     if settings.clip_mps is not None:
         model = model.clipped(*settings.clip_mps)
     if final is None:
@@ -350,14 +357,14 @@ def _from_file(settings: ModelSettings, path: str, final: Grid | None) -> EarthM
 
 
 def _derived_start(settings: ModelSettings, grid: Grid, true: EarthModel | None, mask: NDArray[np.bool_]) -> EarthModel:
-    rows = int(mask[:, 0].sum())
+    rows = int(mask.reshape(len(mask), -1)[:, 0].sum())
     velocity = np.empty(grid.shape, dtype=np.float32)
     if true is not None:
         velocity[:rows] = true.velocity[:rows]
     else:
         velocity[:rows] = settings.water_mps
     if settings.initial == "linear":
-        velocity[rows:] = np.linspace(*settings.linear_mps, grid.shape[0] - rows)[:, None]
+        velocity[rows:] = grid.as_column(np.linspace(*settings.linear_mps, grid.shape[0] - rows))
     elif settings.initial == "constant":
         velocity[rows:] = settings.constant_mps
     elif true is None:
@@ -365,6 +372,6 @@ def _derived_start(settings: ModelSettings, grid: Grid, true: EarthModel | None,
     elif grid.shape[0] - rows < 2:
         velocity[rows:] = true.velocity[rows:]
     else:
-        below = EarthModel(true.velocity[rows:], Grid((grid.shape[0] - rows, grid.shape[1]), grid.spacing_m))
+        below = EarthModel(true.velocity[rows:], Grid((grid.shape[0] - rows, *grid.shape[1:]), grid.spacing_m))
         velocity[rows:] = smooth(below, settings.smooth_sigma_cells).velocity
     return EarthModel(velocity, grid)

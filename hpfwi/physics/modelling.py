@@ -105,11 +105,11 @@ def simulate_observed(
     raises   see `Simulator`; DataError: refine below 1
     """
     model = true_model if refine == 1 else true_model.refined(refine)
-    top, bottom, left, right = (cells * refine for cells in settings.widths())
+    widths = tuple(cells * refine for cells in settings.widths(len(model.grid.shape)))
     finer = settings.model_copy(
         update={
             "order": settings.order if order is None else order,
-            "absorbing_cells": (top, bottom, left, right),
+            "absorbing_cells": widths,
             "substeps": "auto",
         }
     )

@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hpfwi.errors import ConfigError
 from hpfwi.physics import deepwave_engine
+from hpfwi.physics.grid import AXES
 from hpfwi.physics.medium import LEAST_VP_VS, Physics
 
 
@@ -16,10 +18,10 @@ class ModellingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     order: Literal[2, 4, 6, 8] = Field(default=8, description="Order of the spatial derivatives: 2, 4, 6 or 8.")
-    absorbing_cells: int | tuple[int, int, int, int] = Field(
+    absorbing_cells: int | tuple[int, ...] = Field(
         default=20,
         description="Width of the absorbing edges in cells: one number (the top is left out under a free surface), or "
-        "[top, bottom, left, right].",
+        "[top, bottom, left, right], in 3-D [top, bottom, front, back, left, right] with the front at low y.",
     )
     boundary: Literal["cpml", "sponge"] = Field(
         default="cpml", description='What absorbs at the edges: "cpml" (convolutional PML) or "sponge" (as in OpenFWI).'
@@ -93,9 +95,11 @@ class ModellingSettings(BaseModel):
     @model_validator(mode="after")
     def _sensible(self) -> ModellingSettings:
         widths = (self.absorbing_cells,) if isinstance(self.absorbing_cells, int) else self.absorbing_cells
+        if len(widths) not in (1, *(2 * axes for axes in AXES)):
+            raise ValueError(f"absorbing_cells={list(widths)} must be one number, four (2-D) or six (3-D).")
         if min(widths) < 0:
             raise ValueError(f"absorbing_cells={self.absorbing_cells} must not be negative.")
-        if self.free_surface and len(widths) == 4 and widths[0] != 0:
+        if self.free_surface and len(widths) > 1 and widths[0] != 0:
             raise ValueError(
                 f"absorbing_cells={list(widths)} has {widths[0]} cells at the top, where free_surface=true reflects: "
                 "use 0 there, or free_surface=false."
@@ -108,9 +112,17 @@ class ModellingSettings(BaseModel):
             raise ValueError(refusal)
         return self
 
-    def widths(self) -> tuple[int, int, int, int]:
-        """Absorbing cells (top, bottom, left, right)."""
+    def widths(self, axes: int) -> tuple[int, ...]:
+        """Absorbing cells at the low and the high end of each of so many axes: top, bottom, (front, back,) left, right.
+
+        raises  ConfigError: another number of widths
+        """
         if isinstance(self.absorbing_cells, int):
             side = self.absorbing_cells
-            return (0 if self.free_surface else side, side, side, side)
+            return (0 if self.free_surface else side, *(side,) * (2 * axes - 1))
+        if len(self.absorbing_cells) != 2 * axes:
+            raise ConfigError(
+                f"modelling.absorbing_cells = {list(self.absorbing_cells)} has {len(self.absorbing_cells)} widths, and "
+                f"a {axes}-D model has {2 * axes} sides: give as many, or one number for all."
+            )
         return self.absorbing_cells

@@ -1,13 +1,15 @@
 """The simulator: a survey's gathers as a differentiable function of the velocity, and the only caller of propagators.
 
-The equation is (1/v²) u_tt = ∇²u + f with u in Pa and f in Pa/m². A source is a line source: its wavelet is f
-integrated over its area, in Pa, so here it is divided by the area of one cell, and gathers do not change when cells get
-smaller.
+The equation is (1/v²) u_tt = ∇²u + f with u in Pa and f in Pa/m². Over a model [z, x] a source is a line source: its
+wavelet w is f integrated over its area, in Pa, so here it is divided by the area of one cell. Over a model [z, y, x] it
+is a point source: w is f integrated over its volume, in Pa m, and is divided by the volume of one cell; in a
+homogeneous whole space the pressure at distance r is w(t - r/v) / (4π r). Gathers do not change when cells get smaller.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpfwi.errors import DataError
+from hpfwi.errors import ConfigError, DataError
 from hpfwi.physics import deepwave_engine
 from hpfwi.physics.deepwave_engine import DeepwaveEngine
 from hpfwi.physics.device import Device, compute_devices
 from hpfwi.physics.discretisation import build_scheme, snapshot_margin, stability_limit
-from hpfwi.physics.grid import Grid
+from hpfwi.physics.grid import Grid, in_cells
 from hpfwi.physics.medium import build_medium
 from hpfwi.physics.memory import held, held_by_deepwave
 from hpfwi.physics.modelling_settings import ModellingSettings
@@ -37,7 +39,7 @@ class Simulator:
     object does not change afterwards, so `predict` may be called from several threads.
 
     grid              of the velocity
-    wavelet           float32[shot, source, time], Pa (line source, see above)
+    wavelet           float32[shot, source, time], Pa of a line source, Pa m of a point source, see above
     max_velocity_mps  highest velocity that will ever be used; it decides the time step and the C-PML, which therefore
                       stay the same while an inversion changes the model
     min_velocity_mps  lowest velocity that will be used; needed for boundary="sponge", and for density="gardner"
@@ -46,8 +48,8 @@ class Simulator:
 
     raises  DataError: positions outside the model or on the free surface, a wavelet that does not fit the survey, a
             file of density, shear velocity or quality factor that does not fit the grid
-            ConfigError: boundary="sponge", or a density that follows the velocity, without min_velocity_mps;
-            device="cuda" without a GPU that the kernels can use
+            ConfigError: a 3-D model with engine="deepwave"; boundary="sponge", or a density that follows the velocity,
+            without min_velocity_mps; device="cuda" without a GPU that the kernels can use
             hpfwi_kernels.errors.StabilityError: substeps is a number and too small
     """
 
@@ -63,6 +65,11 @@ class Simulator:
         device: Device | torch.device = "auto",
     ) -> None:
         survey.check(grid)
+        if settings.engine == "deepwave" and len(grid.shape) != 2:
+            raise ConfigError(
+                f'modelling.engine = "deepwave" computes 2-D models here, not one of {in_cells(grid.shape)} cells: use '
+                'engine "hpfwi" (physics "acoustic"), or a 2-D model.'
+            )
         if settings.free_surface:
             _check_below_surface(survey, grid)
         _check_wavelet(wavelet, survey)
@@ -88,7 +95,7 @@ class Simulator:
         asked = device if settings.engine == "hpfwi" else "cpu"
         self.device = asked if isinstance(asked, torch.device) else compute_devices(asked)[0]
         self._pool = Pool()
-        self._wavelet = torch.from_numpy(np.asarray(wavelet, dtype=np.float64) / grid.cell_area_m2)
+        self._wavelet = torch.from_numpy(np.asarray(wavelet, dtype=np.float64) / math.prod(grid.spacing_m))
         self._sources = _points(survey.sources_m, grid, settings.free_surface)
         self._receivers = _points(survey.receivers_m, grid, settings.free_surface)
         self._deepwave = (
@@ -100,15 +107,14 @@ class Simulator:
     @property
     def updates_per_shot(self) -> int:
         """Cells (absorbing edges included) times time steps of one shot: its cost, up to a factor."""
-        rows, columns = self.scheme.padded(self.grid.shape)
-        return rows * columns * self.survey.samples * self.scheme.substeps
+        return math.prod(self.scheme.padded(self.grid.shape)) * self.survey.samples * self.scheme.substeps
 
     @property
     def stored_bytes_per_shot(self) -> int:
         """Memory for the snapshots of one shot while its gradient is computed, bytes, without the padding of rows."""
-        rows, columns = self.scheme.padded(self.grid.shape)
         fields = 1 if self.medium is None else deepwave_engine.histories(self.medium)
-        return 4 * rows * columns * fields * self.scheme.stored_steps(self.survey.samples)
+        cells = math.prod(self.scheme.padded(self.grid.shape))
+        return 4 * cells * fields * self.scheme.stored_steps(self.survey.samples)
 
     def held(self, shots: int, threads: int = 1) -> Choice:
         """How the wavefields of so many shots, computed together, reach their gradient, and why.
@@ -129,8 +135,8 @@ class Simulator:
     def predict(self, velocity: torch.Tensor, shots: Sequence[int], threads: int = 1) -> torch.Tensor:
         """Gathers of some shots, [shot, receiver, time] in Pa, differentiable in the velocity.
 
-        velocity  float32 (or float64) [z, x], m/s; gathers come back to its device. A float32 velocity is computed on
-                  the simulator's device, another one where it is
+        velocity  float32 (or float64) of the grid's shape, m/s; gathers come back to its device. A float32 velocity is
+                  computed on the simulator's device, another one where it is
         shots     indices into the survey; the result has their order
         threads   shots computed at the same time; the bits do not depend on it. deepwave ignores it: see there
 
@@ -161,18 +167,19 @@ class Simulator:
     ) -> torch.Tensor:
         """Gathers of every shot in each of several models, [model, shot, receiver, time] in Pa, in one call.
 
-        velocities   float32 (or float64) [model, z, x], m/s; no gradient is kept. On the CPU a model's bits do not
-                     depend on the others; on a GPU their number decides which kernels run
+        velocities   float32 (or float64) [model, z, x] or [model, z, y, x], m/s; no gradient is kept. On the CPU a
+                     model's bits do not depend on the others; on a GPU their number decides which kernels run
         slowest_mps  what the sponge of each model is made for; None: all have that of this simulator
         threads      shots computed at the same time; the bits do not depend on it
 
         raises  DataError: velocities that do not fit the grid, or an engine that takes one model at a time
                 hpfwi_kernels.errors.KernelError: as `predict`
         """
-        if velocities.dim() != 3 or tuple(velocities.shape[1:]) != self.grid.shape or self._deepwave is not None:
+        if tuple(velocities.shape[1:]) != self.grid.shape or self._deepwave is not None:
+            axes = ", ".join(("model", *self.grid.axes))
             raise DataError(
-                f"Velocities of shape {tuple(velocities.shape)} cannot be modelled together: give [model, z, x] on the "
-                f'grid of {self.grid.shape} cells, with engine "hpfwi".'
+                f"Velocities of shape {tuple(velocities.shape)} cannot be modelled together: give [{axes}] on the grid "
+                f'of {self.grid.shape} cells, with engine "hpfwi".'
             )
         models, shots = len(velocities), self.survey.shots
         scheme = self.scheme

@@ -1,7 +1,9 @@
 """The wavelet: how the source's strength varies with time.
 
-Amplitudes are those of a line source: the equation's right-hand side f (Pa/m²) integrated over the area of the source,
-in pascal. `simulator` divides by the area of a cell, so the records do not change when the grid is refined.
+Amplitudes over a model [z, x] are those of a line source: the equation's right-hand side f (Pa/m²) integrated over the
+area of the source, in pascal. Over a model [z, y, x] they are those of a point source: f integrated over its volume, in
+pascal metres, so in a homogeneous whole space the pressure at distance r is the delayed wavelet divided by 4π r.
+`simulator` divides by the area or volume of a cell, so the records do not change when the grid is refined.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class SourceSettings(BaseModel):
     strength: float = Field(
         default=1.0,
         allow_inf_nan=False,
-        description="Factor on the wavelet; a Ricker of strength 1 has a maximum of 1 Pa.",
+        description="Factor on the wavelet; a Ricker of strength 1 has a maximum of 1 Pa, in 3-D of 1 Pa m.",
     )
 
 

@@ -1,8 +1,8 @@
 """Gathers on disk: a Zarr v3 group with one chunk per shot, so that a worker reads the shots it needs and no others.
 
 gathers      float32[shot, receiver, time]   Pa, chunk [1, receiver, time]
-sources_m    float64[shot, source, 2]        (z, x), NaN = absent
-receivers_m  float64[shot, receiver, 2]      (z, x), NaN = absent
+sources_m    float64[shot, source, axis]     (z, x) or (z, y, x), NaN = absent
+receivers_m  float64[shot, receiver, axis]   (z, x) or (z, y, x), NaN = absent
 wavelet      float32[shot, source, time]     Pa, left out where it is not known
 attributes   format, version, dt_s, unit, provenance
 """

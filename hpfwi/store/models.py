@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from hpfwi.errors import DataError
-from hpfwi.physics.grid import Grid
+from hpfwi.physics.grid import AXES, Grid, along_axes
 from hpfwi.physics.model import EarthModel
 from hpfwi.store.atomic import new_folder
 from hpfwi.store.segy import read_segy_model
@@ -27,25 +27,26 @@ SLOWEST_PLAUSIBLE_MPS = 20.0
 
 def read_model(
     path: str | Path,
-    spacing_m: tuple[float, float] | None = None,
+    spacing_m: float | tuple[float, ...] | None = None,
     velocity_unit: str | None = None,
 ) -> EarthModel:
     """A velocity model from a file.
 
     path           .npy, .npz, .zarr, .segy or .sgy; an array inside is named after a colon, "models.npz:vp" or
                    "results.zarr:model/inverted", and may be left out where there is one only
-    spacing_m      (dz, dx) in metres; needed where the file does not hold it, and preferred to the file's
+    spacing_m      (dz, dx) or (dz, dy, dx) in metres, or one number for all; needed where the file does not hold it,
+                   and preferred to the file's
     velocity_unit  "m/s" or "km/s"; None means m/s and refuses values that look like km/s
-    raises         DataError: missing, damaged or ambiguous file; not 2-D; a spacing or unit in doubt; velocities that
-                   are not positive finite numbers
+    raises         DataError: missing, damaged or ambiguous file; neither 2-D nor 3-D; a spacing or unit in doubt;
+                   velocities that are not positive finite numbers
     """
     file, key = _split(str(path))
     suffix = file.suffix.lower()
     if not file.exists():
         raise DataError(f"Model file {file} does not exist.")
-    origin_m = (0.0, 0.0)
+    origin_m: tuple[float, ...] = ()
     if suffix in (".segy", ".sgy"):
-        values, spacing_m = read_segy_model(file, spacing_m)
+        values, spacing_m = read_segy_model(file, None if spacing_m is None else along_axes(spacing_m, 2))
     elif suffix == ".zarr":
         values, stored_m, origin_m = _read_zarr(file, key)
         spacing_m = stored_m if spacing_m is None else spacing_m
@@ -53,14 +54,16 @@ def read_model(
         values = _read_numpy(file, key)
     else:
         raise DataError(f"Model file {file} has the suffix {suffix!r}: it must be .npy, .npz, .zarr, .segy or .sgy.")
-    if values.ndim != 2:
-        raise DataError(f"Model {path} has shape {values.shape}: a velocity model is 2-D [z, x], z down.")
+    if values.ndim not in AXES:
+        raise DataError(
+            f"Model {path} has shape {values.shape}: a velocity model is 2-D [z, x] or 3-D [z, y, x], z down."
+        )
     if spacing_m is None:
-        raise DataError(f"Model file {file} does not hold its cell size: give it in metres as spacing_m = [dz, dx].")
-    grid = Grid((values.shape[0], values.shape[1]), spacing_m, origin_m)
+        steps = ", ".join(f"d{axis}" for axis in AXES[values.ndim])
+        raise DataError(f"Model file {file} does not hold its cell size: give it in metres as spacing_m = [{steps}].")
     velocity = _in_mps(values, velocity_unit, path)
     try:
-        return EarthModel(velocity, grid)
+        return EarthModel(velocity, Grid(values.shape, along_axes(spacing_m, values.ndim), origin_m))
     except DataError as error:
         raise DataError(f"Model {path} cannot be used: {str(error)[0].lower()}{str(error)[1:]}") from error
 
@@ -82,7 +85,7 @@ def write_model_zarr(
                 "spacing_m": list(model.grid.spacing_m),
                 "origin_m": list(model.grid.origin_m),
                 "unit": "m/s",
-                "axes": ["z", "x"],
+                "axes": list(model.grid.axes),
                 "provenance": dict(attrs or {}),
             }
         )
@@ -107,7 +110,7 @@ def _read_numpy(file: Path, key: str | None) -> NDArray[Any]:
         ) from error
 
 
-def _read_zarr(file: Path, key: str | None) -> tuple[NDArray[Any], tuple[float, float] | None, tuple[float, float]]:
+def _read_zarr(file: Path, key: str | None) -> tuple[NDArray[Any], tuple[float, ...] | None, tuple[float, ...]]:
     try:
         node = zarr.open(store=str(file), mode="r")
         attrs = dict(node.attrs)
@@ -124,12 +127,14 @@ def _read_zarr(file: Path, key: str | None) -> tuple[NDArray[Any], tuple[float, 
     # Zarr and its codecs raise a dozen unrelated types for a damaged folder.
     except Exception as error:
         raise DataError(f"Model {file} cannot be read as Zarr ({type(error).__name__}: {error}).") from error
-    return _numeric(values, file), _pair(attrs.get("spacing_m")), _pair(attrs.get("origin_m")) or (0.0, 0.0)
+    stored = [_metres(attrs.get(name), values.ndim) for name in ("spacing_m", "origin_m")]
+    return _numeric(values, file), stored[0], stored[1] or ()
 
 
-def _pair(value: object) -> tuple[float, float] | None:
-    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(item, int | float) for item in value):
-        return (float(value[0]), float(value[1]))
+def _metres(value: object, axes: int) -> tuple[float, ...] | None:
+    """A number for each of so many axes, None where an attribute holds something else."""
+    if isinstance(value, list | tuple) and len(value) == axes and all(isinstance(item, int | float) for item in value):
+        return tuple(float(item) for item in value)
     return None
 
 

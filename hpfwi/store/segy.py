@@ -126,8 +126,8 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def read_segy_model(
-    path: str | Path, spacing_m: tuple[float, float] | None = None
-) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    path: str | Path, spacing_m: tuple[float, ...] | None = None
+) -> tuple[NDArray[np.float32], tuple[float, ...]]:
     """A model from a SEG-Y file: values float32[z, x] in the file's unit, and (dz, dx) in metres.
 
     spacing_m  (dz, dx) in metres; it takes precedence over the headers, None uses them

@@ -8,6 +8,7 @@ import numpy as np
 import segyio
 
 from hpfwi.errors import DataError
+from hpfwi.physics.grid import in_cells
 from hpfwi.physics.model import EarthModel
 from hpfwi.store.atomic import new_file
 
@@ -29,10 +30,16 @@ TEXT = {
 def write_segy_model(path: str | Path, model: EarthModel, *, overwrite: bool = False) -> None:
     """Write a model as big-endian SEG-Y of IEEE floats, with its cell size in the headers.
 
-    raises  ConfigError: the path exists and overwrite is False; DataError: the disk refuses; a depth step that is no
-            whole number of millimetres or above 32.767 m, a distance beyond 2147 km, which the headers cannot hold
+    raises  ConfigError: the path exists and overwrite is False; DataError: a 3-D model; the disk refuses; a depth step
+            that is no whole number of millimetres or above 32.767 m, a distance beyond 2147 km, which the headers
+            cannot hold
     """
-    (rows, columns), (dz_m, _) = model.grid.shape, model.grid.spacing_m
+    if len(model.grid.shape) != 2:
+        raise DataError(
+            f"A 3-D model of {in_cells(model.grid.shape)} cells cannot be written to SEG-Y here: write .npy or .zarr "
+            "instead."
+        )
+    (rows, columns), dz_m = model.grid.shape, model.grid.spacing_m[0]
     interval = round(1000 * dz_m)
     x_mm = np.round(1000 * model.grid.distances_m()).astype(np.int64)
     if not 1 <= interval <= LARGEST_INTERVAL or abs(interval - 1000 * dz_m) > 1e-3:

@@ -6,6 +6,10 @@ the crest of an anticline by an amount that increases downwards, and an erosion 
 below the young, flat ones. The velocity of a point is that of its layer plus compaction with its present depth.
 
 Lengths are shares of the model's depth, so one seed draws the same geology on any grid; fault dips use true distances.
+
+A block [z, y, x] is made of such sections: the middle one is the 2-D model of the same seed (to sub-sampling in y), and
+the others are the same folds and faults met farther along their strike, which runs oblique to x and y, and deeper or
+shallower, because the fold axes plunge.
 """
 
 from __future__ import annotations
@@ -20,33 +24,59 @@ Array = NDArray[np.float64]
 SLOWEST_MPS = 1500.0
 FASTEST_MPS = 4700.0
 
+STRIKE = 0.4
+"""How far structures shift along x for every metre of y: they strike 22 degrees away from the y axis."""
+
+PLUNGE = 0.1
+"""How far they sink for every metre of y: 6 degrees."""
+
 SUPERSAMPLING = 3
 """Points per cell and axis; a cell takes their mean, so that a dipping interface has no staircase."""
 
 
 def procedural_marmousi_like(
-    shape: tuple[int, int],
-    spacing_m: tuple[float, float],
+    shape: tuple[int, ...],
+    spacing_m: tuple[float, ...],
     seed: int,
     *,
     water_depth_m: float = 0.0,
     water_mps: float = 1500.0,
 ) -> NDArray[np.float32]:
-    """A velocity model, float32[z, x], 1500 to 4700 m/s (and `water_mps` in the rows above `water_depth_m`).
+    """A velocity model, float32[z, x] or [z, y, x], 1500 to 4700 m/s; `water_mps` in rows above `water_depth_m`.
 
-    shape      rows and columns, made for 40 x 60 and more
-    spacing_m  (dz, dx), metres
+    shape      (nz, nx), made for 40 x 60 and more, or (nz, ny, nx)
+    spacing_m  (dz, dx) or (dz, dy, dx), metres
     seed       chooses the geology; the same seed gives the same structures at any shape of equal proportions
+    """
+    depth_m = shape[0] * spacing_m[0]
+    water_rows = int(np.sum(spacing_m[0] * np.arange(shape[0]) < water_depth_m - 1e-6 * spacing_m[0]))
+    sea_floor = water_rows * spacing_m[0] / depth_m
+    plane, plane_m = (shape[0], shape[-1]), (spacing_m[0], spacing_m[-1])
+    if len(shape) == 2:
+        cells = _section(plane, plane_m, seed, sea_floor, 0.0)
+    else:
+        # Points in y from the middle of the block, as many per cell as along the other axes.
+        beside = ((np.arange(shape[1] * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - shape[1] / 2) * spacing_m[1] / depth_m
+        cells = np.empty(shape)
+        for row, places in enumerate(beside.reshape(shape[1], SUPERSAMPLING)):
+            cells[:, row] = np.mean([_section(plane, plane_m, seed, sea_floor, float(y)) for y in places], axis=0)
+    cells[:water_rows] = water_mps
+    return cells.astype(np.float32)
+
+
+def _section(shape: tuple[int, int], spacing_m: tuple[float, float], seed: int, sea_floor: float, y: float) -> Array:
+    """Velocity of the cells [z, x] of a vertical section.
+
+    sea_floor  its depth     y  distance from the middle of the block; both in shares of the model's depth
     """
     random = np.random.default_rng(seed)
     fine = SUPERSAMPLING
     depth_m = shape[0] * spacing_m[0]
     rows = (np.arange(shape[0] * fine) + 0.5) / fine * spacing_m[0] / depth_m
     columns = (np.arange(shape[1] * fine) + 0.5) / fine * spacing_m[1] / depth_m
-    water_rows = int(np.sum(spacing_m[0] * np.arange(shape[0]) < water_depth_m - 1e-6 * spacing_m[0]))
-    sea_floor = water_rows * spacing_m[0] / depth_m
     z, x = np.meshgrid(rows - sea_floor, columns, indexing="ij")
     width = shape[1] * spacing_m[1] / depth_m
+    z, x = z - PLUNGE * y, x - STRIKE * y
 
     unfaulted = undo_faults(z, x, width, random)
     young, old, erosion = _undo_folds(unfaulted, x, width, random)
@@ -58,9 +88,7 @@ def procedural_marmousi_like(
     velocity = _reservoir(velocity, unfaulted, x, width, random)
 
     velocity = np.clip(velocity, SLOWEST_MPS, FASTEST_MPS)
-    cells = velocity.reshape(shape[0], fine, shape[1], fine).mean(axis=(1, 3))
-    cells[:water_rows] = water_mps
-    return cells.astype(np.float32)
+    return velocity.reshape(shape[0], fine, shape[1], fine).mean(axis=(1, 3))
 
 
 def undo_faults(z: Array, x: Array, width: float, random: np.random.Generator) -> Array:

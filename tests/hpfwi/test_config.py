@@ -169,7 +169,7 @@ def test_what_is_wrong_after_set(override: str, words: str) -> None:
 
 def test_a_file_that_is_not_there_lists_the_recipes(tmp_path: Path) -> None:
     text = refused(tmp_path / "absent.toml")
-    assert "absent.toml does not exist; give a TOML file or one of the recipes demo, marmousi_bands, marm" in text
+    assert "absent.toml does not exist; give a TOML file or one of the recipes demo, demo_3d, marmousi_bands" in text
 
 
 def test_a_folder_or_a_binary_file_is_one_sentence(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_files_are_found_from_where_they_are_named(tmp_path: Path, monkeypatch: 
 
 
 def test_the_recipes_are_valid_and_named_after_themselves() -> None:
-    assert recipe_names() == ["demo", "marmousi_bands", "marmousi_linear", "marmousi_smooth"]
+    assert recipe_names() == ["demo", "demo_3d", "marmousi_bands", "marmousi_linear", "marmousi_smooth"]
     for name in recipe_names():
         assert load_config(name)[0].name == name
 

@@ -95,7 +95,7 @@ def test_python_objects_are_never_unpickled(tmp_path: Path) -> None:
         ("text.npy", "cannot be read as a NumPy array"),
         ("text.npz", "cannot be read as a NumPy array"),
         ("empty.zarr", "cannot be read as Zarr"),
-        ("cube.npy", r"shape \(2, 3, 4\)"),
+        ("cube.npy", r"shape \(2, 3, 4, 5\)"),
         ("words.npy", "must be real numbers"),
         ("nan.npy", r"cell \(z=0, x=1\) is nan m/s"),
     ],
@@ -104,7 +104,7 @@ def test_refused_files(tmp_path: Path, name: str, sentence: str) -> None:
     for text in ("v.mat", "text.npy", "text.npz"):
         (tmp_path / text).write_text("no model")
     (tmp_path / "empty.zarr").mkdir()
-    np.save(tmp_path / "cube.npy", np.ones((2, 3, 4)))
+    np.save(tmp_path / "cube.npy", np.ones((2, 3, 4, 5)))
     np.save(tmp_path / "words.npy", np.array([["a", "b"]]))
     np.save(tmp_path / "nan.npy", np.array([[2000.0, np.nan], [2000.0, 2000.0]]))
     with pytest.raises(DataError, match=sentence) as caught:
