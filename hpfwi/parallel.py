@@ -199,8 +199,8 @@ class _ItemsOfShots:
         self._task.begin(iteration)
 
     def compute(self, item: int) -> ItemResult:
-        gradient, scalars = self._task.gradient(self._groups[item], threads=self._threads)
-        return ItemResult(gradient, scalars)
+        array, scalars = self._task.contribution(self._groups[item], threads=self._threads)
+        return ItemResult(array, scalars)
 
     def finish(self, iteration: int, total: np.ndarray | None) -> None:
         assert total is not None  # this task always contributes an array

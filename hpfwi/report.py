@@ -206,9 +206,22 @@ def _cost(record: RunRecord) -> str:
         _, values = series(record.iterations, key)
         if len(values):
             rows.append((label, f"{number(scale * float(values.mean()))} {unit}"))
+    rows += _line_search(record)
     rows.append(("lost workers", str(len(record.of_kind("worker_lost")))))
     rows.append(("resumes and rewinds", str(len(record.of_kind("resume", "rewind")))))
     return table("Cost", ("", "value"), rows)
+
+
+def _line_search(record: RunRecord) -> list[Row]:
+    """What the line search of a quasi-Newton run took; nothing of other runs."""
+    _, rejected = series(record.iterations, "rejected")
+    _, lengths = series(record.iterations, "step_length")
+    if not len(rejected):
+        return []
+    rows: list[Row] = [("trials that the line search rejected", f"{int(rejected.sum())} of {len(rejected)}")]
+    if len(lengths):
+        rows.append(("steps tried at full length", f"{int((lengths == 1).sum())} of {len(lengths)}"))
+    return rows
 
 
 def _incidents(record: RunRecord) -> str:

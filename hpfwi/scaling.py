@@ -66,13 +66,15 @@ def work_of_inversion(config: RunConfig) -> Work:
     sizes = [len(group) for group in groups_of_shots(shots, settings.shots_per_item)]
     mean = statistics.fmean(sizes)
     parameters = sum(value.numel() for value in parameterisation.parameters())
+    # Weights and Adam's moments; or trial and accepted point, gradient, direction and the pairs.
+    vectors = 3 if settings.optimiser.kind == "adam" else 4 + 2 * settings.optimiser.memory
     return Work(
         item_s=shot_s * mean,
         costs=tuple(size / mean for size in sizes),
         size=8 * initial.velocity.size,
         begin_s=begin_s,
         finish_s=finish_s,
-        checkpoint_s=_checkpoint_s(3 * 4 * parameters),
+        checkpoint_s=_checkpoint_s(vectors * 4 * parameters),
         checkpoint_every=settings.checkpoint_every,
         iterations=settings.iterations,
     )

@@ -13,7 +13,7 @@ import numpy as np
 from hpfwi.run_folder import read_events
 
 FOLDER = "tb"
-_SCALARS = ("misfit", "shots_per_s", "wait_share", "seconds", "stage")
+_SCALARS = ("misfit", "shots_per_s", "wait_share", "seconds", "stage", "trial_misfit", "step_length", "rejected")
 _PIXELS_WIDE = 900
 
 

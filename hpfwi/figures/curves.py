@@ -125,6 +125,11 @@ def curves(record: RunRecord) -> style.Picture | None:
         penalty_at, penalty = series(record.diagnostics, key)
         if len(penalty):
             grid[0, 0].plot(penalty_at, penalty, color=colour, linewidth=1.0, label=f"{label_penalty}, weighted")
+    failed = [event for event in record.iterations if event.get("rejected")]
+    if failed:
+        tried_at, tried = series(failed, "trial_misfit")
+        label = f"trials rejected ({len(failed)})"
+        grid[0, 0].plot(tried_at, tried, "x", color=style.VERMILION, markersize=5, linestyle="none", label=label)
     mark_bands(grid[0, 0], record)
     style.line_axes(grid[0, 0], "(a) Misfit against iteration", "iteration", "misfit")
     mark_resumes(grid[0, 0], record)
@@ -157,6 +162,7 @@ def curves(record: RunRecord) -> style.Picture | None:
             if len(record.stages) > 1
             else ""
         )
+        + (" Crosses: models that the line search tried and left." if failed else "")
         + (" Dotted uprights: the run was taken up from a checkpoint." if record.taken_up_at else ""),
         text + ".",
     )

@@ -21,7 +21,7 @@ from hpfwi.inversion.metrics import model_metrics
 from hpfwi.inversion.optimise import batch_of_items, iterations_per_pass
 from hpfwi.inversion.outcome import Course, Outcome, verdicts
 from hpfwi.inversion.prepare import predicted, prepare, shown_shots
-from hpfwi.inversion.task import InversionTask, open_task
+from hpfwi.inversion.task import InversionTask, line_search, open_task
 from hpfwi.parallel import (
     Abandoned,
     ClusterError,
@@ -131,7 +131,8 @@ class _Run:
         models = experiment.models
         self.initial = models.initial
         self.true = None if models.true is None else models.true.velocity
-        self.say(self.task.parameterisation.describe())
+        for sentence in self.task.describe():
+            self.say(sentence)
         before = time.perf_counter()
         report = self.task.parameterisation.prepare(lambda steps, mae_mps: look())
         if report is not None:
@@ -206,11 +207,13 @@ class _Run:
             self.leave(group)  # the state is the one before this iteration
             raise self._about_shots(error) from error
         self.exponent = group.exponent
-        self.misfits.append(self._misfit(result))
+        misfit, search = self._misfit(result), line_search(result.total, result.scalars[items[0]])
+        # Of a trial that is rejected no trace is left in the course: the misfit is that of the model accepted last.
+        self.misfits.append(self.misfits[-1] if search.get("rejected") else misfit)
         if keeps:
             self._snapshot(iteration)
         if diagnoses:
-            self._diagnose(iteration, result)
+            self._diagnose(iteration, result, misfit)
         self.done = iteration + 1
         self.seconds += time.perf_counter() - started
         step = {
@@ -221,7 +224,8 @@ class _Run:
             "wait_share": result.wait_share,
         }
         in_stages = {"stage": stage.number, "band_hz": stage.corner_hz} if self.settings.bands_hz else {}
-        self._log("iteration", **step, shots_per_s=shots / result.seconds, **in_stages)
+        tried = {"trial_misfit": misfit, **search} if search else {}
+        self._log("iteration", **step, shots_per_s=shots / result.seconds, **in_stages, **tried)
         return step
 
     def keep(self, group: Group) -> bool:
@@ -250,7 +254,7 @@ class _Run:
         self.task.load_state(self.saved.state)
         model = self.task.model()
         self._snapshot(self.done)
-        self._diagnose(self.done, None)
+        self._diagnose(self.done, None, self.misfits[-1])
         results = self.folder.results
         results.model("inverted", model)
         results.model("best", self.best[1] if self.best is not None else model)
@@ -361,8 +365,8 @@ class _Run:
         self.folder.results.append_history(iteration, model)
         self.view.model("inverted", model, iteration, spacing_m=self._spacing_m, limits_mps=self._limits_mps)
 
-    def _diagnose(self, iteration: int, result: IterationResult | None) -> None:
-        """Look at the model and network at the start of `iteration`; `result` is what that iteration gave."""
+    def _diagnose(self, iteration: int, result: IterationResult | None, misfit: float) -> None:
+        """Look at the model and network at the start of `iteration`; `result` is what it gave, `misfit` the model's."""
         import torch
 
         task, initial = self.task, self.initial.velocity
@@ -375,7 +379,7 @@ class _Run:
             spacing_m=self._spacing_m,
             wavelength_m=float(initial.mean()) / task.simulator.peak_hz,
             true=self.true,
-            gradient=None if result is None else result.total,
+            gradient=None if result is None else task.gradient_in(result.total),
             tangent_kernel=iteration == 0 or result is None,  # takes longer than all the rest: first and last
         )
         fields: dict[str, Any] = {name.removeprefix("metrics/"): value for name, value in scores.items()}
@@ -384,7 +388,7 @@ class _Run:
             fields["skipped_share"] = math.fsum(shares) / len(shares)
         penalties = {} if task.regulariser is None else task.regulariser.penalties(model)
         fields |= {f"regularisation/{name}": value for name, value in penalties.items()}
-        score = fields["mse_kmps2"] if self.true is not None else self.misfits[-1] + math.fsum(penalties.values())
+        score = fields["mse_kmps2"] if self.true is not None else misfit + math.fsum(penalties.values())
         if self.best is None or score < self.best[0]:
             self.best = (score, model.copy())
         self.diagnosed.append(self._log("diagnostics", iteration=iteration, **fields))

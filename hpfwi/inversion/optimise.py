@@ -1,7 +1,7 @@
-"""Adam over named parameter groups, its state as plain arrays, and the order in which items are visited."""
+"""The optimiser's settings, Adam over named parameter groups, its state as plain arrays, and the order of items."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,24 @@ class AdamSettings(BaseModel):
         gt=0,
         description="Added to the root of the mean squared gradient; gradients far below it move nothing, so lower it "
         "when the gathers, and with them the gradients, are tiny.",
+    )
+
+
+class OptimiserSettings(AdamSettings):
+    """Which optimiser takes the steps of an inversion, and its constants."""
+
+    kind: Literal["adam", "lbfgs"] = Field(
+        default="adam",
+        description="adam, or lbfgs: quasi-Newton steps with a line search, of which every trial is one iteration. It "
+        "needs all shots in every iteration, and the parameterisation pixel, s-denorm or pretrain.",
+    )
+    memory: int = Field(default=8, ge=1, description="Steps that lbfgs remembers the curvature of.")
+    first_step: float = Field(
+        default=40.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Largest change of a number in the first step of lbfgs, as a multiple of the rate that Adam would "
+        "take; the length of later steps follows from the curvature.",
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from hpfwi.errors import ConfigError, DataError
@@ -134,6 +135,13 @@ class Parameterisation(torch.nn.Module):
     def after_step(self, iteration: int, optimiser: torch.optim.Optimizer) -> None:
         """Change that is no gradient step, made right after the optimiser's step of this iteration (from 0)."""
 
+    def project(self) -> None:
+        """Bring what the optimiser wrote back to where it may be."""
+
+    def movable(self, point: NDArray[np.float32], gradient: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Of all trained numbers, flat and in order: False where a step against the gradient would leave the bounds."""
+        return np.ones(point.shape, np.bool_)
+
     def prepare(self, progress: Progress | None = None) -> PretrainReport | None:
         """Work before iteration 0, for a fresh run only; None where there is none."""
         return None
@@ -163,15 +171,23 @@ class Pixel(Parameterisation):
         return [{"params": [self.pixels], "lr": self.settings.lr_pixel_mps, "name": "pixels"}]
 
     def after_step(self, iteration: int, optimiser: torch.optim.Optimizer) -> None:
-        """Project: a cell left beyond a bound would get no gradient and never come back."""
+        self.project()
+
+    def project(self) -> None:
+        """A cell left beyond a bound would get no gradient and never come back."""
         with torch.no_grad():
             self.pixels.copy_(self.bounded(self.pixels))
+
+    def movable(self, point: NDArray[np.float32], gradient: NDArray[np.float32]) -> NDArray[np.bool_]:
+        low, high = self.bounds_mps
+        stuck = ((point <= low) & (gradient > 0)) | ((point >= high) & (gradient < 0))
+        return ~(stuck | self.water.numpy().ravel())
 
     def describe(self) -> str:
         low, high = self.bounds_mps
         return (
-            f"pixel: the velocity of {self.pixels.numel()} cells is trained at {self.settings.lr_pixel_mps:g} m/s per "
-            f"Adam step, projected to {low:g}..{high:g} m/s after each."
+            f"pixel: the velocity of {self.pixels.numel()} cells is trained at {self.settings.lr_pixel_mps:g} m/s, "
+            f"projected to {low:g}..{high:g} m/s after each."
         )
 
 

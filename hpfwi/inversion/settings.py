@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from hpfwi.inversion.optimise import AdamSettings
+from hpfwi.inversion.optimise import OptimiserSettings
 from hpfwi.inversion.parameterisation import ParameterisationSettings
 from hpfwi.inversion.regularise import RegulariseSettings
+
+LBFGS_KINDS = ("pixel", "s-denorm", "pretrain")
+"""Parameterisations that nothing but the optimiser's steps changes."""
 
 
 class InversionSettings(BaseModel):
@@ -47,7 +50,7 @@ class InversionSettings(BaseModel):
     checkpoint_every: int = Field(default=20, ge=1, description="Iterations between checkpoints.")
     regularise: RegulariseSettings = RegulariseSettings.model_validate({})
     parameterisation: ParameterisationSettings = ParameterisationSettings.model_validate({})
-    optimiser: AdamSettings = AdamSettings.model_validate({})
+    optimiser: OptimiserSettings = OptimiserSettings.model_validate({})
 
     @property
     def items_per_iteration(self) -> int | None:
@@ -68,6 +71,29 @@ class InversionSettings(BaseModel):
             raise ValueError(
                 f"iterations={self.iterations} are too few for the {len(self.bands_hz) + 1} stages of "
                 f"bands_hz={list(self.bands_hz)}; give more iterations or fewer corners"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_line_search_can_compare(self) -> InversionSettings:
+        if self.optimiser.kind != "lbfgs":
+            return self
+        if self.shots_per_iteration is not None:
+            raise ValueError(
+                f"shots_per_iteration={self.shots_per_iteration} draws other shots for each iteration, and "
+                'optimiser.kind="lbfgs" compares the misfit of one with the next; give shots_per_iteration="none", or '
+                'optimiser.kind="adam"'
+            )
+        kind = self.parameterisation.kind
+        if kind not in LBFGS_KINDS:
+            raise ValueError(
+                f'parameterisation.kind="{kind}" changes its background beside the steps, which optimiser.kind="lbfgs" '
+                f'cannot follow; give one of {", ".join(LBFGS_KINDS)}, or optimiser.kind="adam"'
+            )
+        if self.smooth_gradient_m > 0 and kind != "pixel":
+            raise ValueError(
+                f'smooth_gradient_m={self.smooth_gradient_m:g} has no meaning for optimiser.kind="lbfgs" with '
+                f'parameterisation.kind="{kind}", whose weights are no cells to smooth over; give 0'
             )
         return self
 

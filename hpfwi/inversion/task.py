@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from scipy.ndimage import gaussian_filter
 from hpfwi.errors import DataError
 from hpfwi.experiment import wavelet_of
 from hpfwi.inversion.bands import Stage, stage_at, stages_of
+from hpfwi.inversion.lbfgs import Lbfgs
 from hpfwi.inversion.misfit import equal_traces, l2
 from hpfwi.inversion.optimise import build_adam, iterations_per_pass, load_optimiser_state, optimiser_state
 from hpfwi.inversion.parameterisation import build_parameterisation
@@ -95,7 +96,7 @@ class InversionTask:
             water_rows(initial.grid, config.model.water_depth_m),
             config.inversion.seed,
         )
-        self.optimiser = build_adam(self.parameterisation.parameter_groups(), config.inversion.optimiser)
+        self.optimiser = self._build_optimiser()
         self._normalised = config.inversion.misfit == "normalised"
         self.regulariser: Regulariser | None = None
         if config.inversion.regularise.active:
@@ -105,6 +106,7 @@ class InversionTask:
         self._model: torch.Tensor | None = None
         self._velocity: torch.Tensor | None = None
         self._look_for_skips = False
+        self._trial: dict[str, float] = {}
         self._cache: dict[tuple[int, ...], torch.Tensor] = {}
         self._cache_left_bytes = _cache_bytes()
         self._lock = threading.Lock()
@@ -115,12 +117,23 @@ class InversionTask:
             velocity: NDArray[np.float32] = self.parameterisation().numpy()
         return velocity
 
+    def describe(self) -> list[str]:
+        """Sentences for the log: what is trained, and how where it is not Adam that does it."""
+        sentences, settings = [self.parameterisation.describe()], self._config.inversion.optimiser
+        if settings.kind == "lbfgs":
+            sentences.append(
+                f"L-BFGS with a line search: the first step is at most {settings.first_step:g} times that rate, later "
+                f"ones go by the curvature of the last {settings.memory}; a trial that fails costs an iteration."
+            )
+        return sentences
+
     def begin(self, iteration: int) -> None:
         """Write the model of this iteration; the network's part of the chain rule waits for `advance`."""
         self._listen(stage_at(self._stages, iteration))
         self._model = self.parameterisation()
         self._velocity = self._model.detach()
         self._look_for_skips = iteration % self._config.inversion.diagnostics_every == 0
+        self._trial = self._described_trial()
 
     def gradient(self, shots: Sequence[int], *, threads: int = 1) -> tuple[NDArray[np.float32], dict[str, float]]:
         """dJ/dm of some shots, float32 of the model's shape per m/s, and what they add up to.
@@ -128,7 +141,8 @@ class InversionTask:
         threads     compute them together on the CPU; the bits do not depend on it
 
         The numbers are `residual_energy` and `observed_energy`, sums of squares in units of observed_rms², and, in the
-        iterations of diagnostics, `skipped_share`. May be called from several threads at once.
+        iterations of diagnostics, `skipped_share`; with lbfgs also what `line_search` asks for. May be called from
+        several threads at once.
         """
         assert self._velocity is not None  # begin comes first
         velocity = self._velocity.clone().requires_grad_()
@@ -139,6 +153,7 @@ class InversionTask:
         scalars = {
             "residual_energy": 2.0 * float(misfit.detach()),
             "observed_energy": float(observed.double().square().sum()) / self._rms**2,
+            **self._trial,
         }
         if self._look_for_skips:
             scalars["skipped_share"] = cycle_skipped_share(
@@ -147,18 +162,77 @@ class InversionTask:
         result: NDArray[np.float32] = gradient.numpy()
         return result, scalars
 
-    def advance(self, iteration: int, gradient: NDArray[np.float64]) -> None:
-        """Take one optimiser step with dJ/dm, the sum over the iteration's shots, and the penalties' part."""
+    def contribution(self, shots: Sequence[int], *, threads: int = 1) -> tuple[NDArray[Any], dict[str, float]]:
+        """What some shots add to the sum that `advance` takes, and the numbers of `gradient`.
+
+        It is the gradient; with lbfgs, whose line search asks for the misfit on every replica, a flat float64 array of
+        the gradient and the misfit.
+        """
+        gradient, scalars = self.gradient(shots, threads=threads)
+        if not isinstance(self.optimiser, Lbfgs):
+            return gradient, scalars
+        misfit = scalars["residual_energy"] / (2.0 * self._half_energy)
+        return np.append(gradient.astype(np.float64), misfit), scalars
+
+    def gradient_in(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The gradient dJ/dm in a sum of contributions, float64 in the shape of the model."""
+        return total[:-1].reshape(self.simulator.grid.shape) if isinstance(self.optimiser, Lbfgs) else total
+
+    def advance(self, iteration: int, total: NDArray[np.float64]) -> None:
+        """Take one optimiser step with the sum of the contributions of the iteration's shots, and the penalties' part.
+
+        With lbfgs what is minimised is the misfit plus the penalties, and a filter on the gradient becomes one on the
+        steps: only the gradient itself says along which line the misfit falls. After the last iteration of a stage, and
+        of the run, the model is the one accepted last.
+        """
         assert self._model is not None  # begin comes first
         assert self._velocity is not None
         self.optimiser.zero_grad()
-        gradient = self._smooth(gradient)
-        if self.regulariser is not None:
-            gradient = gradient + self._half_energy * self.regulariser.gradient(self._velocity.numpy())
-        self._model.backward(torch.from_numpy(gradient).to(self._model.dtype))
-        self.optimiser.step()
-        self.parameterisation.after_step(iteration, self.optimiser)
+        gradient = self.gradient_in(total)
+        if isinstance(self.optimiser, Lbfgs):
+            gradient = gradient / self._half_energy
+            if self.regulariser is not None:
+                gradient = gradient + self.regulariser.gradient(self._velocity.numpy())
+            self._model.backward(torch.from_numpy(gradient).to(self._model.dtype))
+            ends = iteration + 1 == stage_at(self._stages, iteration).end
+            self.optimiser.advance(_value(total, self._trial), ends=ends)
+            self.parameterisation.project()
+        else:
+            gradient = self._smooth(gradient)
+            if self.regulariser is not None:
+                gradient = gradient + self._half_energy * self.regulariser.gradient(self._velocity.numpy())
+            self._model.backward(torch.from_numpy(gradient).to(self._model.dtype))
+            self.optimiser.step()
+            self.parameterisation.after_step(iteration, self.optimiser)
         self._model = self._velocity = None
+
+    def _build_optimiser(self) -> torch.optim.Adam | Lbfgs:
+        settings, groups = self._config.inversion, self.parameterisation.parameter_groups()
+        if settings.optimiser.kind == "adam":
+            return build_adam(groups, settings.optimiser)
+        (group,) = groups  # of every kind that the settings allow
+        return Lbfgs(
+            group["params"],
+            settings.optimiser.first_step * group["lr"],
+            settings.optimiser.memory,
+            self.parameterisation.movable,
+            self._smooth_flat if settings.smooth_gradient_m > 0 else None,
+        )
+
+    def _smooth_flat(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._smooth(gradient.reshape(self.simulator.grid.shape)).ravel()
+
+    def _described_trial(self) -> dict[str, float]:
+        """What decides whether the current model is accepted by a line search; nothing without one."""
+        if not isinstance(self.optimiser, Lbfgs):
+            return {}
+        assert self._velocity is not None
+        penalties = {} if self.regulariser is None else self.regulariser.penalties(self._velocity.numpy())
+        found = {"penalty": math.fsum(penalties.values())}
+        step_length, acceptable = self.optimiser.step_length, self.optimiser.acceptable
+        if step_length is not None and acceptable is not None:
+            found |= {"step_length": step_length, "acceptable": acceptable}
+        return found
 
     def _smooth(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
         """The gradient after the Gaussian filter that the configuration asks for; none of it comes out of the water."""
@@ -172,7 +246,9 @@ class InversionTask:
     def state(self) -> dict[str, np.ndarray]:
         """Everything that iterations change, by flat name."""
         tensors = {f"{_PARAMETER}{name}": value.numpy() for name, value in self.parameterisation.state_dict().items()}
-        return tensors | {f"{_OPTIMISER}{name}": value for name, value in optimiser_state(self.optimiser).items()}
+        optimiser = self.optimiser
+        saved = optimiser.arrays() if isinstance(optimiser, Lbfgs) else optimiser_state(optimiser)
+        return tensors | {f"{_OPTIMISER}{name}": value for name, value in saved.items()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Take over what `state` returned; raises DataError where it belongs to another configuration."""
@@ -188,10 +264,11 @@ class InversionTask:
             raise DataError(
                 f"The saved state does not fit this configuration ({reason}); resume the run it belongs to."
             ) from error
-        load_optimiser_state(
-            self.optimiser,
-            {name.removeprefix(_OPTIMISER): value for name, value in state.items() if name.startswith(_OPTIMISER)},
-        )
+        saved = {name.removeprefix(_OPTIMISER): value for name, value in state.items() if name.startswith(_OPTIMISER)}
+        if isinstance(self.optimiser, Lbfgs):
+            self.optimiser.load(saved)
+        else:
+            load_optimiser_state(self.optimiser, saved)
 
     def _energy_of_iteration(self) -> float:
         """Observed energy of the shots of an iteration on average, in units of observed_rms²."""
@@ -244,6 +321,24 @@ class InversionTask:
             if mute.active:  # again, for equal traces have forgotten which of them count less
                 gathers = gathers * torch.from_numpy(trace_weights(mute, survey, shots).astype(np.float32))[..., None]
         return gathers
+
+
+def line_search(total: NDArray[np.float64], scalars: Mapping[str, float]) -> dict[str, float]:
+    """What the line search of every replica makes of the model of an iteration: `rejected`, 0 or 1, and `step_length`.
+
+    total       sum of the contributions       scalars     of any of its items; {} where they know of no line search
+    """
+    if "penalty" not in scalars:
+        return {}
+    if "acceptable" not in scalars:
+        return {"rejected": 0}
+    rejected = not _value(total, scalars) <= scalars["acceptable"]
+    return {"step_length": scalars["step_length"], "rejected": int(rejected)}
+
+
+def _value(total: NDArray[np.float64], scalars: Mapping[str, float]) -> float:
+    """What lbfgs minimises: the misfit that the contributions add up to, and the penalties."""
+    return float(total[-1]) + scalars["penalty"]
 
 
 def _cache_bytes() -> int:

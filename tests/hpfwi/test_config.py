@@ -108,7 +108,7 @@ def test_none_in_a_file_is_none(tmp_path: Path, value: str) -> None:
     [
         ("[inversion]\niteratons = 5", "inversion.iteratons is not an option; did you mean inversion.iterations?"),
         ("iterations = 5", "iterations is not an option; did you mean inversion.iterations?"),
-        ("[inversion]\nkind = 'pixel'", "did you mean inversion.parameterisation.kind?"),
+        ("[inversion]\nkind = 'pixel'", "did you mean inversion.parameterisation.kind or inversion.optimiser.kind?"),
         ("[invresion]\niterations = 5", "invresion is not an option; did you mean "),
         ("[survey]\nzzzzqqqq = 5", "survey.zzzzqqqq is not an option; `hpfwi config` prints every option."),
         ("[survey]\nseeds = 5", "survey.seeds is not an option; did you mean "),

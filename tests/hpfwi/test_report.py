@@ -457,7 +457,9 @@ def test_short_ranges_of_the_misfit_are_written_without_powers_of_ten(tmp_path: 
 def test_a_figure_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     """It once ended a command with a plea for a bug report, and left a part of the picture behind."""
     (tmp_path / "file").touch()
-    with pytest.raises(DiskError, match=r"a\.png cannot be written \(a file stands where its folder should be\); make room"):
+    with pytest.raises(
+        DiskError, match=r"a\.png cannot be written \(a file stands where its folder should be\); make room"
+    ):
         style.save_png(style.new_figure(1.0), tmp_path / "file" / "a.png")
 
     class Torn:
