@@ -14,6 +14,7 @@ from hpfwi.experiment import Experiment, cluster_of
 from hpfwi.inversion.bands import sparse_bands, stages_of
 from hpfwi.inversion.prepare import shown_shots
 from hpfwi.inversion.task import window_of
+from hpfwi.networks.siren import PIECE
 from hpfwi.parallel import ClusterSettings, local_threads
 from hpfwi.physics.bands import band_passed, simulator_of_band
 from hpfwi.physics.derived import Derived, derived
@@ -63,6 +64,7 @@ def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[De
         Derived("device", cluster.device, _why_there(config, cluster, gpus)),
         Derived("workers", cluster.worker_count(), _why_so_many(cluster, items)),
         Derived("snapshot_megabytes_per_worker", round(memory_mb, 1), f"{counted(at_once, 'shot')} at a time"),
+        *_network(experiment),
         Derived(
             "gathers_megabytes",
             round(gathers_mb, 1),
@@ -162,6 +164,21 @@ def _mute(experiment: Experiment) -> list[Derived]:
             warning=share < LEAST_HEARD,
         )
     ]
+
+
+def _network(experiment: Experiment) -> list[Derived]:
+    """Memory for what a network keeps of an iteration for its step; nothing is said where every cell is trained."""
+    settings = experiment.config.inversion.parameterisation
+    if settings.kind == "pixel":
+        return []
+    cells = math.prod(experiment.simulator.grid.shape)
+    kept, network = min(cells, PIECE), settings.network
+    # A sine layer keeps its phases and its activations.
+    floats = 2 * network.width * network.hidden_layers
+    reason = f"activations of {counted(network.hidden_layers, 'layer')} of {network.width} units at {kept:,} cells"
+    if kept < cells:
+        reason += ", computed again for each so many cells"
+    return [Derived("network_megabytes_per_worker", round(4 * floats * kept / 1e6, 1), reason)]
 
 
 def _why_there(config: RunConfig, cluster: ClusterSettings, gpus: int) -> str:

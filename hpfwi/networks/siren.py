@@ -133,7 +133,9 @@ def evaluate(network: Siren, points: torch.Tensor) -> torch.Tensor:
     if len(points) <= PIECE:
         written: torch.Tensor = network(points)
         return written
-    pieces = [checkpoint(network, piece, use_reentrant=False) for piece in points.split(PIECE)]
+    pieces = [
+        checkpoint(network, piece, use_reentrant=False, preserve_rng_state=False) for piece in points.split(PIECE)
+    ]
     return torch.cat(pieces)
 
 

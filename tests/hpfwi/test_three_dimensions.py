@@ -16,10 +16,12 @@ from hpfwi.config import load_config
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.experiment import build_experiment, cluster_of
 from hpfwi.inversion import spectra
+from hpfwi.inversion.denormalisation import Denormalised
 from hpfwi.inversion.misfit import l2
 from hpfwi.inversion.parameterisation import ParameterisationSettings, build_parameterisation
 from hpfwi.inversion.regularise import Regulariser, RegulariseSettings
 from hpfwi.inversion.windows import MuteSettings, trace_weights
+from hpfwi.networks import siren
 from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import EarthModel, ModelSettings, constant, load_models, water_rows
 from hpfwi.physics.modelling import simulate
@@ -259,6 +261,31 @@ def test_the_gradient_passes_a_taylor_test(kind: str) -> None:
     assert np.polyfit(np.log(steps), np.log(rests), 1)[0] == pytest.approx(2.0, abs=0.05)
 
 
+@pytest.mark.parametrize("cells_at_once", [100, 540])
+def test_a_large_block_is_written_piece_by_piece(cells_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same model and same gradients, also where diagnostics ask for two gradients of one model."""
+    settings = ParameterisationSettings.model_validate({"kind": "s-denorm", "network": {"width": 8}})
+    arguments = (settings, slope(GRID), (1500.0, 2500.0), water_rows(GRID, 10.0), 1)
+    gradient = torch.randn(GRID.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, calls = [], []
+    for piece in (10**6, cells_at_once):
+        monkeypatch.setattr(siren, "PIECE", piece)
+        written = build_parameterisation(*arguments).double()
+        assert isinstance(written, Denormalised)
+        written.network.register_forward_hook(lambda network, inputs, output: calls.append(len(output)))
+        weights = list(written.parameters())
+        model = written()
+        first = torch.autograd.grad(model, weights, gradient, retain_graph=True)
+        second = torch.autograd.grad(model, weights, 2 * gradient)
+        for one, two in zip(first, second, strict=True):
+            assert torch.equal(2 * one, two)
+        found.append([model.detach(), *first])
+    for whole, pieces in zip(*found, strict=True):
+        assert float((whole - pieces).norm()) <= 1e-12 * float(whole.norm())
+    assert calls[0] == 1080
+    assert max(calls[1:]) == cells_at_once
+
+
 def test_waves_of_one_length_are_in_one_band_along_every_axis() -> None:
     shape, spacing_m = (20, 24, 30), (10.0, 10.0, 10.0)
     for axis in range(3):
@@ -295,6 +322,9 @@ def test_a_plan_names_all_sides_and_counts_all_lines() -> None:
     assert rows["cells"].value == "24 x 33 x 33"
     assert rows["cells"].reason == "600 m deep, 825 m wide and 825 m long"
     assert rows["absorbing_cells"].value == "0/10/10/10/10/10"
+    network = rows["network_megabytes_per_worker"]
+    assert network.value == pytest.approx(24 * 33 * 33 * 4 * (2 * 128) * 4 / 1e6, abs=0.1)
+    assert network.reason == "activations of 4 layers of 128 units at 26,136 cells"
     assert rows["updates_per_shot"].value == 34 * 53 * 53 * 500
     assert not [row.name for row in rows.values() if row.warning]
 
