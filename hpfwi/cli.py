@@ -20,7 +20,6 @@ from hpfwi.cli_data import app as data_app
 from hpfwi.cli_field import register as register_field
 from hpfwi.cli_refine import register as register_refinement
 from hpfwi.cli_train import register as register_training
-from hpfwi.commands import command_on
 from hpfwi.errors import ConfigError, DataError, DiskError, HpfwiError, Stopped
 from hpfwi.verbs import verb_of
 
@@ -259,7 +258,7 @@ def report(folder: Folder) -> None:
     from hpfwi.training.settings import is_training
 
     if is_training(folder):
-        raise ConfigError(f"{folder} trained a network; `{command_on('evaluate', folder)}` says how good it is.")
+        raise ConfigError(f"{folder} trained a network; `hpfwi evaluate {folder}` says how good it is.")
     typer.echo(f"Wrote {write_report(folder)}")
 
 
@@ -320,16 +319,14 @@ def _drive(config: RunConfig, run: RunFolder, *, going_on: bool) -> None:
 
             outcome = invert_in(config, run, resume=going_on, stop=stop)
     except KeyboardInterrupt:
-        raise Stopped(f"Stopped at once by a second signal; go on with `{command_on('resume', run.path)}`.") from None
+        raise Stopped(f"Stopped at once by a second signal; go on with `hpfwi resume {run.path}`.") from None
     try:
         page = write_report(run.path)
     except KeyboardInterrupt:
-        raise Stopped(
-            f"The run is finished, but not its report: `{command_on('report', run.path)}` writes it."
-        ) from None
+        raise Stopped(f"The run is finished, but not its report: `hpfwi report {run.path}` writes it.") from None
     except DiskError as error:
         raise DiskError(
-            f"The run is finished, but not its report: {error} `{command_on('report', run.path)}` writes it."
+            f"The run is finished, but not its report: {error} `hpfwi report {run.path}` writes it."
         ) from error
     for line in _summary(run.path, outcome, page):
         typer.echo(line)
