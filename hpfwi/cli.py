@@ -20,8 +20,9 @@ from hpfwi.cli_data import app as data_app
 from hpfwi.cli_field import register as register_field
 from hpfwi.cli_refine import register as register_refinement
 from hpfwi.cli_train import register as register_training
-from hpfwi.errors import ConfigError, DataError, DiskError, HpfwiError, Stopped
-from hpfwi.verbs import verb_of
+from hpfwi.commands import command_on
+from hpfwi.errors import ConfigError, DiskError, HpfwiError, Stopped
+from hpfwi.verbs import refuses_input, verb_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -258,7 +259,7 @@ def report(folder: Folder) -> None:
     from hpfwi.training.settings import is_training
 
     if is_training(folder):
-        raise ConfigError(f"{folder} trained a network; `hpfwi evaluate {folder}` says how good it is.")
+        raise ConfigError(f"{folder} trained a network; `{command_on('evaluate', folder)}` says how good it is.")
     typer.echo(f"Wrote {write_report(folder)}")
 
 
@@ -280,7 +281,6 @@ def _start(source: str, overrides: list[str], overwrite: bool) -> None:
     from hpfwi.experiment import build_experiment, cluster_of
     from hpfwi.plan import derived_settings, in_brief
     from hpfwi.run_folder import RunFolder, refuse_taken
-    from hpfwi_kernels.errors import KernelError
 
     config, _ = load_config(source, overrides)
     parent = Path(config.output.folder)
@@ -295,9 +295,9 @@ def _start(source: str, overrides: list[str], overwrite: bool) -> None:
     with RunFolder.create(config, config.name, parent=parent, environment=facts, overwrite=overwrite) as run:
         try:
             _drive(config, run, going_on=False)
-        except (ConfigError, DataError, KernelError) as error:
-            # The input was refused, and another one is another run: an unfinished folder would stand in its way.
-            if not isinstance(error, DiskError) and not run.checkpoints.exists():
+        except Exception as error:
+            # Another input is another run: an unfinished folder would stand in its way.
+            if refuses_input(error) and not run.checkpoints.exists():
                 run.discard()
                 typer.echo(f"{run.path} is removed, because nothing in it was begun.")
             raise
@@ -319,14 +319,16 @@ def _drive(config: RunConfig, run: RunFolder, *, going_on: bool) -> None:
 
             outcome = invert_in(config, run, resume=going_on, stop=stop)
     except KeyboardInterrupt:
-        raise Stopped(f"Stopped at once by a second signal; go on with `hpfwi resume {run.path}`.") from None
+        raise Stopped(f"Stopped at once by a second signal; go on with `{command_on('resume', run.path)}`.") from None
     try:
         page = write_report(run.path)
     except KeyboardInterrupt:
-        raise Stopped(f"The run is finished, but not its report: `hpfwi report {run.path}` writes it.") from None
+        raise Stopped(
+            f"The run is finished, but not its report: `{command_on('report', run.path)}` writes it."
+        ) from None
     except DiskError as error:
         raise DiskError(
-            f"The run is finished, but not its report: {error} `hpfwi report {run.path}` writes it."
+            f"The run is finished, but not its report: {error} `{command_on('report', run.path)}` writes it."
         ) from error
     for line in _summary(run.path, outcome, page):
         typer.echo(line)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hpfwi.commands import command_on
 from hpfwi.errors import ConfigError
 from hpfwi.verbs import verb_of
 
@@ -155,7 +156,7 @@ def submit(
         ) from error
     typer.echo(submit_job(folder / "job.sh"))
     typer.echo(f"Log     {folder}/log-JOB.txt")
-    typer.echo(f"Status  hpfwi status {run}")
+    typer.echo(f"Status  {command_on('status', run)}")
 
 
 @_verb

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpfwi.commands import command_on
 from hpfwi.errors import ConfigError, Stopped
 from hpfwi.verbs import verb_of
 
@@ -90,7 +91,7 @@ def train(
     from hpfwi.training.train import cluster_of
 
     if resume:
-        raise ConfigError(f"A training run is resumed like every other: `hpfwi resume {source}`.")
+        raise ConfigError(f"A training run is resumed like every other: `{command_on('resume', Path(source))}`.")
     named = {"data.pairs": data, "training.initial_weights": weights, "name": name}
     texts = [f"{option}={toml_value(value)}" for option, value in named.items() if value is not None]
     texts += [] if workers is None else [f"cluster.workers={workers}"]
@@ -163,14 +164,14 @@ def _drive(config: TrainConfig, run: RunFolder, *, going_on: bool) -> None:
         with on_signals(stop, typer.echo):
             outcome = train_in(config, run, resume=going_on, stop=stop)
     except KeyboardInterrupt:
-        raise Stopped(f"Stopped at once by a second signal; go on with `hpfwi resume {run.path}`.") from None
+        raise Stopped(f"Stopped at once by a second signal; go on with `{command_on('resume', run.path)}`.") from None
     best = outcome.best_validation
     typer.echo(
         f"Best         epoch {outcome.best_epoch}: loss {best['loss']:.4g}, mean error {best['mae_mps']:.1f} m/s"
     )
     typer.echo(f"Speed        {outcome.samples_per_s:.3g} samples/s over {outcome.steps} steps")
     typer.echo(f"TensorBoard  tensorboard --logdir {run.path / 'tb'}")
-    typer.echo(f"Next         hpfwi evaluate {run.path}")
+    typer.echo(f"Next         {command_on('evaluate', run.path)}")
 
 
 def evaluate(

@@ -23,7 +23,7 @@ def write_report(folder: Path) -> Path:
     Works from what the folder holds: a run that is unfinished, was stopped, has no true model or no diagnostics gets a
     shorter report that says so. Both the page and the figures appear whole or not at all.
 
-    raises  DataError: the folder is not a run folder, or its configuration or event log is damaged; DiskError: the
+    raises  ConfigError: this is not a run folder; DataError: its configuration or event log is damaged; DiskError: the
             disk refuses
     """
     record = read_record(folder)

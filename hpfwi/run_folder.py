@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from hpfwi.commands import command_on
 from hpfwi.errors import ConfigError, DataError, DiskError
 from hpfwi.folder_lock import FolderLock
 from hpfwi.options import as_toml
@@ -80,11 +81,7 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """Take an existing run folder for writing; raises ConfigError where it is none or another process runs it."""
-        if not (path / "config.toml").is_file():
-            raise ConfigError(
-                f"{path} is not a run folder (it has no config.toml); give the folder that a run printed, such as "
-                "runs/demo."
-            )
+        require_run(path)
         return cls(path, FolderLock(path))
 
     def discard(self) -> None:
@@ -171,6 +168,15 @@ class RunFolder:
         _replace(self.path / "done.json", json.dumps(_plain(summary), indent=1, allow_nan=False) + "\n")
 
 
+def require_run(path: Path) -> None:
+    """Raise ConfigError where `path` is not the folder of a run."""
+    if not (path / "config.toml").is_file():
+        raise ConfigError(
+            f"{path} is not a run folder (it has no config.toml); give the folder that a run printed, such as "
+            "runs/demo."
+        )
+
+
 def is_done(path: Path) -> bool:
     """Whether the run in this folder came to its end."""
     return (path / "done.json").is_file()
@@ -196,8 +202,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             event = None
         if not isinstance(event, dict) or "kind" not in event:
             raise DataError(
-                f"Line {number} of {file} is damaged; delete that line to read the others, or resume the run from its "
-                "last checkpoint."
+                f"Line {number} of {file} is damaged; delete that line, and the run can be read and resumed again."
             )
         events.append(event)
     return events
@@ -216,8 +221,8 @@ def refuse_taken(path: Path, overwrite: bool) -> None:
             f"{path} holds a finished run; choose another name with --name, or replace it with --overwrite."
         )
     raise ConfigError(
-        f"{path} holds an unfinished run; go on with `hpfwi resume {path}`, choose another name with --name, or "
-        "replace it with --overwrite."
+        f"{path} holds an unfinished run; go on with `{command_on('resume', path)}`, choose another name with --name, "
+        "or replace it with --overwrite."
     )
 
 

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hpfwi.errors import ConfigError
+from hpfwi.commands import command_on
 from hpfwi.folder_lock import FILE_NAME
 from hpfwi.progress import RECENT, clock
-from hpfwi.run_folder import is_done, read_events
+from hpfwi.run_folder import is_done, read_events, require_run
 
 State = Literal["starting", "running", "silent", "stopped", "failed", "dead", "finished"]
 
@@ -85,11 +85,7 @@ def status(path: Path, *, now: float | None = None) -> Status:
     """
     from hpfwi.training.settings import is_training
 
-    if not (path / "config.toml").is_file():
-        raise ConfigError(
-            f"{path} is not a run folder (it has no config.toml); give the folder that a run printed, such as "
-            "runs/demo."
-        )
+    require_run(path)
     now = time.time() if now is None else now
     events = read_events(path)
     training = is_training(path)
@@ -165,7 +161,7 @@ def as_text(found: Status) -> list[str]:
     if found.remaining_s is not None:
         lines.append(("Left", clock(found.remaining_s)))
     if found.state in ("stopped", "failed", "dead"):
-        lines.append(("Next", f"hpfwi resume {found.path}"))
+        lines.append(("Next", command_on("resume", Path(found.path))))
     width = max(len(name) for name, _ in lines)
     return [f"{name:<{width}}  {text}" for name, text in lines]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from hpfwi.errors import EXIT_CLUSTER, EXIT_DATA, HpfwiError
+from hpfwi.errors import EXIT_CLUSTER, EXIT_DATA, ConfigError, DataError, DiskError, HpfwiError
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
@@ -70,6 +70,13 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def refuses_input(error: Exception) -> bool:
+    """Whether an error says that what a run was given cannot be used, rather than what happened to the run."""
+    from hpfwi_kernels.errors import KernelError
+
+    return isinstance(error, ConfigError | DataError | KernelError) and not isinstance(error, DiskError)
 
 
 def _said(error: BaseException) -> tuple[str, int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from hpfwi.errors import DataError
 from hpfwi.inversion.bands import Stage, stages_of
-from hpfwi.run_folder import read_events
+from hpfwi.run_folder import read_events, require_run
 
 Event = dict[str, Any]
 
@@ -211,22 +211,14 @@ def _open_results(path: Path) -> StoredResults | None:
 def read_record(folder: Path) -> RunRecord:
     """Read a run folder, finished or not.
 
-    raises  DataError: no such folder, or it holds neither config.toml nor events.jsonl
+    raises  ConfigError: this is not a run folder; DataError: its configuration or event log is damaged
     """
+    require_run(folder)
     config_path, events_path = folder / "config.toml", folder / "events.jsonl"
-    if not config_path.exists() and not events_path.exists():
-        raise DataError(
-            f"{folder} is not a run folder: it has neither config.toml nor events.jsonl. "
-            "Give the folder that a run printed when it started, such as runs/NAME."
-        )
-    config: dict[str, Any] = {}
-    if config_path.exists():
-        try:
-            config = tomllib.loads(config_path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise DataError(
-                f"{config_path} is not valid TOML ({error}). Restore the file that the run wrote."
-            ) from error
+    try:
+        config = tomllib.loads(config_path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{config_path} is not valid TOML ({error}); restore the file that the run wrote.") from error
     return RunRecord(
         folder=folder,
         config=config,

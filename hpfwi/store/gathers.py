@@ -151,7 +151,9 @@ def open_gathers(path: str | Path) -> GathersStore:
     """
     path = Path(path)
     if not path.exists():
-        raise DataError(f"Gathers folder {path} does not exist.")
+        raise DataError(
+            f"Gathers folder {path} does not exist; give one that `hpfwi data gathers` or `hpfwi simulate` wrote."
+        )
     try:
         group = zarr.open_group(str(path), mode="r")
         attrs = dict(group.attrs)

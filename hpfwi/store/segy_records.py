@@ -204,7 +204,10 @@ def _along(places: NDArray[np.float64], line_m: Line) -> NDArray[np.float64]:
     start, end = np.array(line_m[:2]), np.array(line_m[2:])
     length = float(np.hypot(*(end - start)))
     if not (math.isfinite(length) and length > 0):
-        raise ConfigError(f"A line from {tuple(start)} to {tuple(end)} has no direction: give two different points.")
+        raise ConfigError(
+            f"A line from {start[0]:g}, {start[1]:g} to {end[0]:g}, {end[1]:g} has no direction: give two different "
+            "points."
+        )
     return np.asarray(np.round((places - start) @ (end - start) / length, 4) + 0.0)
 
 

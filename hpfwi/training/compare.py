@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpfwi.commands import command_on
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.training.evaluate import EVALUATION, PUBLISHED, Mean, mean_of, read_scores
 from hpfwi.training.metrics import Scores
@@ -90,7 +91,7 @@ def _read(run: Path, split: str) -> tuple[dict[str, Any], tuple[int, ...], Score
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{run} was not evaluated on {split!r}; do so with `hpfwi evaluate {run} --split {split}`."
+            f"{run} was not evaluated on {split!r}; do so with `{command_on('evaluate', run)} --split {split}`."
         ) from error
     samples, scores = read_scores(folder)
     if missing := [name for name in SHOWN if name not in scores]:

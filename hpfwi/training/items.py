@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from hpfwi.commands import command_on
 from hpfwi.errors import DataError, NumericsError, RunClusterError
 from hpfwi.parallel import Abandoned, ClusterError, Group, GroupLost, ItemFailed, IterationResult, validation_iteration
 from hpfwi.training.means import joined
@@ -84,5 +85,5 @@ class Items:
         named = listed(self._task.batches.indices(epoch, step, error.item))
         return RunClusterError(
             f"Samples {named} of step {iteration + 1} cannot be computed: {str(error).rstrip('.')}. The state before "
-            f"is kept; `hpfwi resume {self._path}` goes on from there once the cause is gone."
+            f"is kept; `{command_on('resume', self._path)}` goes on from there once the cause is gone."
         )

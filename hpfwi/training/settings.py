@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from hpfwi.commands import command_on
 from hpfwi.config import (
     TO_BE_GIVEN,
     Origins,
@@ -226,7 +227,9 @@ def load_train_config(source: str | Path | None, overrides: Sequence[str] = ()) 
     raises      ConfigError: see `hpfwi.config.load_settings`; a folder in place of a file
     """
     if source is not None and (Path(source) / "config.toml").is_file():
-        raise ConfigError(f"{source} is a run folder; go on with `hpfwi resume {source}`, or give its config.toml.")
+        raise ConfigError(
+            f"{source} is a run folder; go on with `{command_on('resume', Path(source))}`, or give its config.toml."
+        )
     files = {"data.pairs": (TO_BE_GIVEN,), "training.initial_weights": ()}
     return load_settings(TrainConfig, source, overrides, recipes=training_recipe_names(), files=files)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hpfwi.commands import command_on
 from hpfwi.errors import DataError, DiskError, NumericsError, RunClusterError, Stopped
 from hpfwi.parallel import (
     Abandoned,
@@ -111,7 +112,7 @@ def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -
                 folder.event("stop", iteration=run.done, reason=stop.reason)
                 return Stopped(
                     f"Stopped after step {run.done} of {run.steps} ({stop.reason}); go on with "
-                    f"`hpfwi resume {folder.path}`."
+                    f"`{command_on('resume', folder.path)}`."
                 )
 
             try:

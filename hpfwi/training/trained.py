@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hpfwi import checkpoints
 from hpfwi.checkpoints import Checkpoint
+from hpfwi.commands import command_on
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.networks.build import build_network
 from hpfwi.run_folder import read_events
@@ -140,13 +141,13 @@ def _checkpoint(run: Path, which: Which) -> Checkpoint:
     if which == "last":
         found = checkpoints.load_latest(run / "checkpoints")
         if found is None:
-            raise DataError(f"{run} has no checkpoint yet; train on with `hpfwi resume {run}`.")
+            raise DataError(f"{run} has no checkpoint yet; train on with `{command_on('resume', run)}`.")
         return found
     scored = [event for event in read_events(run) if event["kind"] == "checkpoint" and event.get("score") is not None]
     if not scored:
         raise DataError(
-            f"{run} has no validated checkpoint yet; train on with `hpfwi resume {run}`, or take the last one with "
-            "--checkpoint last."
+            f"{run} has no validated checkpoint yet; train on with `{command_on('resume', run)}`, or take the last one "
+            "with --checkpoint last."
         )
     best = min(scored, key=lambda event: float(event["score"]))
     return checkpoints.load(run / best["path"])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
-from hpfwi.errors import DataError, DiskError
+from hpfwi.errors import ConfigError, DiskError
 from hpfwi.figures import FIGURES, curves, diagnostics, gathers, overview, sections, style
 from hpfwi.figures.record import read_record, series
 from hpfwi.physics.survey import Survey
@@ -305,7 +305,7 @@ def test_iterations_computed_again_count_once(tmp_path: Path) -> None:
 
 
 def test_not_a_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="it has neither config"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         write_report(tmp_path)
 
 

@@ -78,7 +78,7 @@ def test_a_given_line_sets_origin_and_direction(tmp_path: Path) -> None:
     survey = read(path, line_m=(200, 0, 0, 0))[0].survey
     assert survey.sources_m[:, 0, 1].tolist() == [190.0, 180.0]
     assert survey.receivers_m[:, 0, 1].tolist() == [90.0, 90.0]
-    with pytest.raises(ConfigError, match="has no direction"):
+    with pytest.raises(ConfigError, match="from 1, 1 to 1, 1 has no direction"):
         read(path, line_m=(1, 1, 1, 1))
 
 
