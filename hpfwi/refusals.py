@@ -37,7 +37,8 @@ def _nearest(name: str, defaults: Mapping[str, Option]) -> list[str]:
 
 def not_an_option_but_a_table(name: str, value: Any, defaults: Mapping[str, Option]) -> ConfigError:
     """The error for a table that got a value."""
-    first = next(option for option in defaults if option.startswith(f"{name}."))
+    kind = f"{name}.kind"  # where there is one, it is what a word in place of the table means
+    first = kind if kind in defaults else next(option for option in defaults if option.startswith(f"{name}."))
     return ConfigError(
         f"{name} = {toml_value(value)} cannot be used, because {name} is a table of options; set one of them, such as "
         f"{first}."

@@ -45,7 +45,7 @@ class Lbfgs:
     """The optimiser over some parameters, taken as one vector in their order.
 
     parameters     hold the trial point, in float32, and after a backward pass its gradient
-    first_step     largest change of a number in the first step, and in the first after everything was forgotten
+    first_step     largest change of a number in the first step
     memory         pairs (s, y) that are remembered
     movable        of a point and its gradient, flat: bool, False where a step against the gradient would leave bounds
     precondition   a linear, symmetric, positive operator on flat float64 vectors that steps are made of; None: identity
@@ -155,25 +155,28 @@ class Lbfgs:
         """Go back to the accepted point, for a shorter step along the same line, or another line from there."""
         self._rejected += 1
         if self._rejected % PATIENCE == 0 and self._steps:
-            self._steps, self._changes = [], []
-            self._aim(self._accepted["point"], self._accepted["gradient"])
+            self._aim(self._accepted["point"], self._accepted["gradient"], downhill=True)
             return
         promised = self._promised()
         # Of a trial that bounds have bent so far that it promised nothing, the parabola knows nothing.
         share = -0.5 * promised / (value - self._value - promised) if promised < 0 else LONGEST
         self._step_length *= min(max(share, SHORTEST), LONGEST)
 
-    def _aim(self, point: Vector, gradient: Vector) -> None:
-        """Lay the line of the next trials through a point that was accepted."""
+    def _aim(self, point: Vector, gradient: Vector, *, downhill: bool = False) -> None:
+        """Lay the line of the next trials through a point that was accepted.
+
+        downhill    forget the pairs and go down the slope, a step as long as the last one that is remembered
+        """
         free = np.ones(self._size, np.bool_) if self._movable is None else self._movable(point, gradient)
+        reach = float(np.abs(self._steps[-1]).max()) if self._steps else self._first_step
         direction = self._descent(gradient, free)
         # Rounding, or a filter that is not quite symmetric, may turn a direction uphill.
-        if self._steps and not _dot(gradient, direction) < 0:
+        if self._steps and (downhill or not _dot(gradient, direction) < 0):
             self._steps, self._changes = [], []
             direction = self._descent(gradient, free)
         if not self._steps:
             largest = float(np.abs(direction).max())
-            direction *= self._first_step / largest if largest > 0 else 0.0
+            direction *= reach / largest if largest > 0 else 0.0
         self._accepted = {"point": point, "gradient": gradient, "direction": direction.astype(np.float32)}
         self._step_length = 1.0
 

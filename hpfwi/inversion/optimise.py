@@ -15,13 +15,13 @@ class AdamSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the mean gradient.")
-    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the mean squared gradient.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of Adam's mean gradient.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of Adam's mean squared gradient.")
     eps: float = Field(
         default=1e-8,
         gt=0,
-        description="Added to the root of the mean squared gradient; gradients far below it move nothing, so lower it "
-        "when the gathers, and with them the gradients, are tiny.",
+        description="Added to the root of Adam's mean squared gradient; gradients far below it move nothing, so lower "
+        "it when the gathers, and with them the gradients, are tiny.",
     )
 
 

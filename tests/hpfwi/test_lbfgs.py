@@ -116,7 +116,11 @@ def test_a_failed_trial_goes_back_for_a_shorter_step() -> None:
         assert np.array_equal(optimiser.arrays()["point"], point)
     assert lengths == pytest.approx([1.0, SHORTEST, SHORTEST**2, SHORTEST**3])
     assert "steps" in optimiser.arrays()
+    last = optimiser.arrays()["steps"][-1]
     optimiser.advance(1e9)  # patience ends: what it remembers must be wrong
+    downhill = -optimiser.arrays()["gradient"].astype(np.float64)
+    wanted = downhill * np.abs(last).max() / np.abs(downhill).max()
+    assert optimiser.arrays()["direction"] == pytest.approx(wanted, rel=1e-6)
     assert "steps" not in optimiser.arrays()
     assert optimiser.step_length == 1.0
     slightly_worse = (optimiser.acceptable or 0.0) + 1e-12 * evaluate(parameters, bowl)

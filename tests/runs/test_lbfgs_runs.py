@@ -166,6 +166,7 @@ def test_the_network_of_s_denorm_is_trained_too(run: Any, resume: Any, reference
         ({"inversion__shots_per_iteration": 4}, 'shots_per_iteration=4 draws other shots .*"none", or opt'),
         ({"inversion__parameterisation__kind": "a-denorm-recentre"}, "give one of pixel, s-denorm, pretrain, or"),
         ({"inversion__parameterisation__kind": "s-denorm", "inversion__smooth_gradient_m": 9}, "=9 has no meaning"),
+        ({"inversion__optimiser": "lbfgs"}, r"is a table of options; .* such as inversion\.optimiser\.kind"),
         ({"inversion__optimiser__kind": "newton"}, 'give "adam" or "lbfgs"'),
     ],
 )
