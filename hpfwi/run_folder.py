@@ -70,10 +70,11 @@ class RunFolder:
             os.rename(temporary, path)
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if not isinstance(error, OSError):
+            refused = error.__cause__ if isinstance(error, DiskError) else error  # the lock's words name the folder's
+            if not isinstance(refused, OSError):
                 raise
             raise ConfigError(
-                f"The run folder {path} cannot be made ({error.strerror or error}); choose another place with "
+                f"The run folder {path} cannot be made ({refused.strerror or refused}); choose another place with "
                 "--set output.folder=PATH."
             ) from error
         return cls(path, lock)

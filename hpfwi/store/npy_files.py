@@ -1,8 +1,9 @@
-"""Large .npy files read a few samples at a time, after their header has been held against what the file holds."""
+"""Large .npy files read and written a few samples at a time; a header is held against what its file holds."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from hpfwi.errors import DataError
+from hpfwi.store.atomic import new_file
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,16 @@ def open_npy(path: Path) -> NpyFile:
             f"{path} claims {dtype}{list(shape)}, {claimed} bytes, and holds {size - start}: fetch or write it again."
         )
     return NpyFile(path, tuple(int(length) for length in shape), dtype, start)
+
+
+def write_npy(path: Path, shape: tuple[int, ...], parts: Iterable[NDArray[np.float32]], *, overwrite: bool) -> None:
+    """Write float32 values of a shape, part after part in C order; the file appears whole or not at all.
+
+    It is written rather than mapped, because a full disk ends a process that writes to a mapping by a signal.
+
+    raises  ConfigError: something is there already and overwrite is False; DiskError: the disk refuses
+    """
+    with new_file(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
+        npy_format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for part in parts:
+            file.write(np.ascontiguousarray(part, "<f4").data)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpfwi.errors import DataError
-from hpfwi.store.npy_files import open_npy
+from hpfwi.store.npy_files import open_npy, write_npy
 from hpfwi.training.forward import in_mps
 from hpfwi.training.outputs import require_free
 from hpfwi.training.trained import Which
@@ -41,7 +41,7 @@ def predict(
     progress    told after every part how many samples of how many are done
 
     raises      ConfigError: out is there already, or the network cannot tell m/s; DataError: no such
-                network, or records that do not fit
+                network, records that do not fit, or a disk that refuses
     """
     require_free(out, overwrite=overwrite)
     trained = open_network(network, which, device=device)
@@ -57,23 +57,14 @@ def predict(
     samples = 1 if single else file.samples
     shape = trained.config.network.model_shape
     assert shape is not None  # a run folder's configuration is resolved
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        final = shape if single else (samples, *shape)
-        written = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=final)
+
+    def velocities() -> Iterator[NDArray[np.float32]]:
         for first in range(0, samples, _AT_ONCE):
             count = min(_AT_ONCE, samples - first)
-            part = file.read(0, file.samples)[None] if single else file.read(first, count)
-            values = trained.predict(part)
-            velocities = values if normalised else in_mps(settings, values)
-            written.reshape(samples, *shape)[first : first + count] = velocities
+            values = trained.predict(file.read(0, file.samples)[None] if single else file.read(first, count))
+            yield values if normalised else in_mps(settings, values)
             progress(first + count, samples)
-        written.flush()
-        os.replace(temporary, out)
-    except OSError as error:
-        raise DataError(
-            f"{out} cannot be written ({error.strerror or error}); make room there or choose another place."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    final = shape if single else (samples, *shape)
+    write_npy(out, final, velocities(), overwrite=overwrite)
     return final

@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hpfwi import checkpoints
-from hpfwi.config import load_config
-from hpfwi.errors import DataError
+from hpfwi.config import OutputSettings, load_config
+from hpfwi.errors import ConfigError, DataError, DiskError
 from hpfwi.inversion.invert import invert
 from hpfwi.run_folder import RunFolder
 from hpfwi.stop import Stop
+from hpfwi.store.npy_files import write_npy
 
 
 @pytest.fixture
@@ -56,6 +58,17 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
     assert found.iteration >= before
     ballast.unlink()
     assert resume(stopped).bits == reference.bits
+
+
+def test_there_is_no_room_for_a_run_folder_or_for_predictions(small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+    (small_disk / "runs").mkdir()  # a folder of this disk takes no room, and a file none until it is written
+    with pytest.raises(ConfigError, match=r"run folder .*/runs/a cannot be made \(No space left on device\)"):
+        RunFolder.create(OutputSettings(), "a", parent=small_disk / "runs", environment={})
+    parts = (np.zeros((64, 70, 70), np.float32) for _ in range(2))
+    with pytest.raises(DiskError, match=r"out\.npy cannot be written \(No space left on device\)"):
+        write_npy(small_disk / "out.npy", (128, 70, 70), parts, overwrite=False)
+    assert sorted(path.name for path in small_disk.rglob("*")) == ["ballast", "runs"]
 
 
 def test_a_run_folder_that_vanishes_is_one_sentence(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
