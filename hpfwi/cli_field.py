@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from hpfwi.inversion.wavelet_estimate import Estimate
     from hpfwi.physics.model import EarthModel
+    from hpfwi.physics.survey import Survey
     from hpfwi.store.segy_records import Records
 
 SHOTS = 12
@@ -193,17 +194,18 @@ def wavelet(
     wavelet = np.stack([one.wavelet for one in each]) if each else common.wavelet
     with new_file(out, overwrite=overwrite) as temporary:
         np.save(temporary, wavelet)
-    for text in _estimated(common, chosen, each, store.survey.dt_s):
+    for text in _estimated(common, chosen, each, store.survey):
         typer.echo(text)
     typer.echo(f"Wrote        {out}; invert with --set source.wavelet={out}")
 
 
-def _estimated(common: Estimate, shots: Sequence[int], each: Sequence[Estimate], dt_s: float) -> list[str]:
+def _estimated(common: Estimate, shots: Sequence[int], each: Sequence[Estimate], survey: Survey) -> list[str]:
     """What was found: the wavelet of some shots together, or those of all shots and how they compare with it."""
     import numpy as np
 
-    from hpfwi.physics.source import peak_frequency_hz
+    from hpfwi.physics.source import peak_frequency_hz, unit_of
 
+    dt_s, unit = survey.dt_s, unit_of(survey)
     length = f"{len(common.wavelet)} samples of {dt_s:g} s"
     of_some = f"{len(shots)} shot{'s' * (len(shots) > 1)}"
     if not each:
@@ -211,7 +213,7 @@ def _estimated(common: Estimate, shots: Sequence[int], each: Sequence[Estimate],
             f"Explains     {100 * common.explained:.1f} % of the energy of {common.traces} traces of {of_some} in the "
             "initial model",
             f"Wavelet      {length}, peak at {peak_frequency_hz(common.wavelet, dt_s):.3g} Hz, largest amplitude "
-            f"{np.abs(common.wavelet).max():.3g} Pa",
+            f"{np.abs(common.wavelet).max():.3g} {unit}",
         ]
 
     def share(chosen: Sequence[Estimate]) -> float:
@@ -227,11 +229,11 @@ def _estimated(common: Estimate, shots: Sequence[int], each: Sequence[Estimate],
         f"In common    {100 * common.explained:.1f} % of that of {of_some} by one wavelet for all, against "
         f"{100 * share([each[shot] for shot in shots]):.1f} %",
         f"Wavelets     {len(each)} of {length}, peaks at {min(peaks):.3g} to {max(peaks):.3g} Hz, largest amplitudes "
-        f"{min(largest):.3g} to {max(largest):.3g} Pa",
+        f"{min(largest):.3g} to {max(largest):.3g} {unit}",
         *([f"Of {len(each)} shots the {len(listed)} that are explained worst:"] if len(listed) < len(each) else []),
         *(
             f"Shot {shot:<7} {100 * each[shot].explained:.1f} % of {each[shot].traces} traces, peak at "
-            f"{peaks[shot]:.3g} Hz, largest amplitude {largest[shot]:.3g} Pa"
+            f"{peaks[shot]:.3g} Hz, largest amplitude {largest[shot]:.3g} {unit}"
             for shot in listed
         ),
     ]

@@ -6,7 +6,7 @@
     gathers/window                                           float32[k, receiver, time], 0 to 1: what data.mute leaves
     gathers/receivers_m, gathers/sources_m                   float64[k, receiver or source, axis], NaN = absent
     survey/sources_m, survey/receivers_m                     float64[n, axis]: every position, once
-    wavelet                                                  float32[shot, source, time], Pa, of every shot
+    wavelet                                                  float32[shot, source, time] of every shot, Pa, in 3-D Pa m
     attributes of the root                                   name, spacing_m, origin_m, dt_s, observed_rms,
                                                              band_rms where the inversion has bands
 

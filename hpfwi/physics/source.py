@@ -171,7 +171,7 @@ def _resampled(
 
 
 def build_wavelet(settings: SourceSettings, survey: Survey) -> NDArray[np.float32]:
-    """The wavelet of every source, float32[shot, source, time], Pa; absent sources send zeros.
+    """The wavelet of every source, float32[shot, source, time], in `unit_of` the survey; absent sources send zeros.
 
     Sources of one shot send the same, and so do all shots unless a file has a row for each.
 
@@ -184,6 +184,11 @@ def build_wavelet(settings: SourceSettings, survey: Survey) -> NDArray[np.float3
         rows = read_wavelet(settings.wavelet, survey.dt_s, survey.samples, survey.shots)
     present = ~np.isnan(survey.sources_m[..., 0])
     return (settings.strength * rows[:, None, :] * present[..., None]).astype(np.float32)
+
+
+def unit_of(survey: Survey) -> str:
+    """Unit of the wavelets of a survey: of line sources for positions (z, x), of point sources for (z, y, x)."""
+    return "Pa" if survey.sources_m.shape[-1] == 2 else "Pa m"
 
 
 def differ_by_shot(wavelet: NDArray[np.floating]) -> bool:

@@ -3,7 +3,7 @@
 gathers      float32[shot, receiver, time]   Pa, chunk [1, receiver, time]
 sources_m    float64[shot, source, axis]     (z, x) or (z, y, x), NaN = absent
 receivers_m  float64[shot, receiver, axis]   (z, x) or (z, y, x), NaN = absent
-wavelet      float32[shot, source, time]     Pa, left out where it is not known
+wavelet      float32[shot, source, time]     Pa, over (z, y, x) Pa m; left out where it is not known
 attributes   format, version, dt_s, unit, provenance
 """
 

@@ -90,6 +90,9 @@ def test_a_block_out_of_a_file_by_the_commands(
 
     call("simulate", "demo_3d", "--model", "block.npy", "--out", "observed.zarr", *options)
     call("invert", "demo_3d", "--model", "block.npy", *options, "--set=data.observed=observed.zarr")
+    near = ["--set=data.observed=observed.zarr", "--set=model.initial=block.npy", "--set=model.true=none"]
+    said = call("wavelet", "demo_3d", *options, *near, "--length-s=0.25", "--shots=1")
+    assert float(said.partition("largest amplitude ")[2].partition(" Pa m")[0]) == pytest.approx(1.0, abs=0.05)
     said = call("velocity", "runs/demo_3d", "true.zarr", "--which", "true")
     assert "12 x 13 x 14 cells of 25 x 25 x 25 m" in said
     call("velocity", "runs/demo_3d", "true.npy", "--which", "true")
