@@ -13,12 +13,9 @@ from typing import Any
 
 import typer
 
-from hpfwi.errors import EXIT_CLUSTER, EXIT_DATA, ConfigError, DataError, DiskError, HpfwiError
+from hpfwi.errors import EXIT_CLUSTER, EXIT_DATA, EXIT_STOPPED, ConfigError, DataError, DiskError, HpfwiError
 
 EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
-"""SIGTERM before there was anything to resume: what a shell reports of a command that it ended."""
-
 EXIT_UNREAD = 141
 """The output's reader went away: what a shell reports of a command that SIGPIPE ended."""
 
@@ -92,7 +89,9 @@ def _said(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ClusterError):
         return text, EXIT_CLUSTER
     if isinstance(error, KeyboardInterrupt):
-        return ("Ended by SIGTERM.", EXIT_TERMINATED) if text == "SIGTERM" else ("Interrupted.", EXIT_INTERRUPTED)
+        if text == "SIGTERM":  # of a batch system, which starts a job with this code again
+            return "Ended by SIGTERM before there was anything to go on with; start it again.", EXIT_STOPPED
+        return "Interrupted.", EXIT_INTERRUPTED
     if isinstance(error, MemoryError):
         return (
             f"There is too little memory ({text.rstrip('.') or 'none is left'}); make the model, the records or the "
