@@ -84,7 +84,8 @@ def draw_blocks(groups: Sequence[Group], spacing_m: tuple[float, ...], origin_m:
     """Draw a row of planes for every block, and a colour bar for every group."""
     shape = groups[0].panels[0].values.shape
     shown, every = planes(len(shape)), frames(shape, spacing_m, origin_m)
-    widths = [frame.right - frame.left for frame in every]
+    lengths = [frame.right - frame.left for frame in every]
+    widths = [max(length, max(lengths) / 4) for length in lengths]  # labels need room beside a narrow block
     rows = sum(len(group.panels) for group in groups)
     per_inch = sum(widths) / (style.PAGE_INCHES - 2.4)
     tallest = max(frame.bottom - frame.top for frame in every) / per_inch

@@ -24,11 +24,11 @@ from hpfwi.inversion.windows import MuteSettings, trace_weights
 from hpfwi.networks import siren
 from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import EarthModel, ModelSettings, constant, load_models, water_rows
-from hpfwi.physics.modelling import simulate
+from hpfwi.physics.modelling import simulate, simulate_observed
 from hpfwi.physics.modelling_settings import ModellingSettings
 from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.source import SourceSettings, build_wavelet, ricker
-from hpfwi.physics.survey import Survey, SurveySettings, build_survey
+from hpfwi.physics.survey import Survey, SurveySettings, build_survey, horizontal_m
 from hpfwi.plan import derived_settings
 from hpfwi.store.gathers import open_gathers, write_gathers
 from hpfwi.store.models import read_model, write_model_zarr
@@ -232,6 +232,18 @@ def test_a_point_source_has_the_amplitude_and_time_of_the_exact_field() -> None:
         delay_s = 1.5 / 15.0 + distance_m / velocity_mps
         exact = ricker(15.0, dt_s, 260, delay_s) / (4.0 * math.pi * distance_m)
         assert np.linalg.norm(record - exact) <= 0.01 * np.linalg.norm(exact)
+
+
+def test_gathers_do_not_depend_on_the_cell_size() -> None:
+    grid = Grid((14, 15, 18), (20.0, 20.0, 20.0))
+    survey = build_survey(SurveySettings(shots=1, receivers=6, receiver_lines=1, dt_s=0.003, samples=90), grid)
+    wavelet = build_wavelet(SourceSettings(peak_hz=8.0, delay_s=0.1), survey)
+    settings = ModellingSettings(absorbing_cells=(0, 4, 5, 4, 5, 4), order=8)
+    coarse = simulate(slope(grid), survey, wavelet, settings)
+    fine = simulate_observed(slope(grid), survey, wavelet, settings, refine=2)
+    far = horizontal_m(survey.receivers_m, survey.sources_m[:, :1]) > 60.0
+    assert 0 < far.sum() < far.size
+    assert np.linalg.norm(coarse[far] - fine[far]) <= 0.03 * np.linalg.norm(fine[far])
 
 
 @pytest.mark.parametrize("kind", ["pixel", "s-denorm"])
