@@ -156,7 +156,9 @@ def simulate(
     from hpfwi.experiment import build_experiment, simulated_gathers
     from hpfwi.store.atomic import refuse_unwritable
     from hpfwi.store.gathers import write_gathers
+    from hpfwi.training.settings import require_kind
 
+    require_kind(source, training=False)
     config, _ = load_config(source, _overrides(overrides, model=model))
     path = out or Path(f"{config.name}.zarr")
     if config.model.true is None:
@@ -185,7 +187,9 @@ def plan(source: Source, model: Model = None, overrides: Overrides = None, worke
     from hpfwi.config import load_config
     from hpfwi.experiment import build_experiment
     from hpfwi.plan import as_table, derived_settings, estimated_time
+    from hpfwi.training.settings import require_kind
 
+    require_kind(source, training=False)
     config, _ = load_config(source, _overrides(overrides, model=model, workers=workers))
     experiment = build_experiment(config)
     rows = derived_settings(experiment)
@@ -281,7 +285,9 @@ def _start(source: str, overrides: list[str], overwrite: bool) -> None:
     from hpfwi.experiment import build_experiment, cluster_of
     from hpfwi.plan import derived_settings, in_brief
     from hpfwi.run_folder import RunFolder, refuse_taken
+    from hpfwi.training.settings import require_kind
 
+    require_kind(source, training=False)
     config, _ = load_config(source, overrides)
     parent = Path(config.output.folder)
     refuse_taken(parent / config.name, overwrite)

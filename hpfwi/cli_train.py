@@ -87,11 +87,12 @@ def train(
     from hpfwi.options import toml_value
     from hpfwi.run_folder import RunFolder, refuse_taken
     from hpfwi.store.openfwi import open_pairs
-    from hpfwi.training.settings import load_train_config, require_pairs, require_trainable, resolved
+    from hpfwi.training.settings import load_train_config, require_kind, require_pairs, require_trainable, resolved
     from hpfwi.training.train import cluster_of
 
     if resume:
-        raise ConfigError(f"A training run is resumed like every other: `{command_on('resume', Path(source))}`.")
+        raise ConfigError("A training run is resumed like every other, by its folder: `hpfwi resume runs/NAME`.")
+    require_kind(source, training=True)
     named = {"data.pairs": data, "training.initial_weights": weights, "name": name}
     texts = [f"{option}={toml_value(value)}" for option, value in named.items() if value is not None]
     texts += [] if workers is None else [f"cluster.workers={workers}"]

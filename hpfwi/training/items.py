@@ -72,8 +72,8 @@ class Items:
             if NumericsError.__name__ not in str(error):
                 raise self._about_samples(error, iteration) from error
             raise NumericsError(
-                f"Training cannot go on: {str(error).rstrip('.')}; nothing was applied: lower training.schedule.peak "
-                "in a new run, or look for damage with `hpfwi data verify` and `hpfwi data inspect`."
+                f"Training cannot go on: {str(error).rstrip('.')}. Lower training.schedule.peak in a new run, or look "
+                "for damage with `hpfwi data verify` and `hpfwi data inspect`."
             ) from error
         return result
 

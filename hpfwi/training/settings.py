@@ -14,8 +14,10 @@ from hpfwi.config import (
     TO_BE_GIVEN,
     Origins,
     OutputSettings,
+    RunConfig,
     load_settings,
     name_of_folder,
+    recipe_names,
     training_recipe_names,
 )
 from hpfwi.errors import ConfigError
@@ -238,14 +240,27 @@ def is_training(source: str | Path | None) -> bool:
     """Whether a recipe, a TOML file or a run folder trains a network rather than inverts gathers."""
     if source is None:
         return False
-    path = Path(source)
-    if str(source) in training_recipe_names() and not path.is_file():
+    if str(source) in training_recipe_names() and not Path(source).is_file():
         return True
+    return not {"training", "network"}.isdisjoint(_tables_of(Path(source)))
+
+
+def require_kind(source: str, *, training: bool) -> None:
+    """Raise ConfigError where a recipe or a TOML file is of the other kind of run."""
+    if not training and is_training(source):
+        raise ConfigError(f"{source} trains a network; give it to `hpfwi train`.")
+    if training and not is_training(source):
+        recipe = source in recipe_names() and not Path(source).is_file()
+        if recipe or not _tables_of(Path(source)).isdisjoint(RunConfig.model_fields.keys() - TrainConfig.model_fields):
+            raise ConfigError(f"{source} inverts gathers; give it to `hpfwi invert`.")
+
+
+def _tables_of(path: Path) -> set[str]:
+    """Names at the top of a TOML file or of a run folder's; none where it cannot be read."""
     try:
-        table = tomllib.loads((path / "config.toml" if path.is_dir() else path).read_bytes().decode("utf-8-sig"))
+        return set(tomllib.loads((path / "config.toml" if path.is_dir() else path).read_bytes().decode("utf-8-sig")))
     except (OSError, ValueError):
-        return False
-    return "training" in table or "network" in table
+        return set()
 
 
 def require_pairs(config: TrainConfig) -> None:

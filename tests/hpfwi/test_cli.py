@@ -225,6 +225,12 @@ def test_a_stopped_run_is_resumed_on_other_workers_and_a_finished_one_is_left_al
         (["invert", "toy.toml", "--set", "survey.shot=3"], 2, "did you mean survey.shots?"),
         (["invert", "toy.toml", "--workers", "many"], 2, 'cluster.workers = "many" (from --set) cannot be used'),
         (["invert", "toy.toml", "--name", "a/b"], 2, "letters, digits, dots"),
+        (["invert", "train_amfms"], 2, "train_amfms trains a network; give it to `hpfwi train`"),
+        (["plan", "train.toml"], 2, "train.toml trains a network; give it to `hpfwi train`"),
+        (["simulate", "train.toml"], 2, "train.toml trains a network; give it to `hpfwi train`"),
+        (["train", "toy.toml"], 2, "toy.toml inverts gathers; give it to `hpfwi invert`"),
+        (["train", "demo"], 2, "demo inverts gathers; give it to `hpfwi invert`"),
+        (["train", "toy.toml", "--resume"], 2, "by its folder: `hpfwi resume runs/NAME`"),
         (["invert", "marmousi_smooth"], 2, "name its file (.npy, .npz, .zarr, .segy or .sgy) with --model PATH"),
         (["invert", "marmousi_smooth", "--model", "gone.npy"], 3, "gone.npy does not exist"),
         (
@@ -239,6 +245,7 @@ def test_a_stopped_run_is_resumed_on_other_workers_and_a_finished_one_is_left_al
 def test_what_is_wrong_is_said_before_there_is_a_folder(
     inversion: FakeInversion, tmp_path: Path, arguments: list[str], code: int, words: str
 ) -> None:
+    (tmp_path / "train.toml").write_text("[training]\nepochs = 3\n")
     assert words in refused(code, *arguments)
     assert not (tmp_path / "runs").exists()
     assert inversion.calls == []
