@@ -129,7 +129,9 @@ def submit(
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         wrong = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"The job cannot be asked for: {f'{where}: ' if where else ''}{wrong}.") from None
+        if first["type"] != "value_error":  # those say the value themselves
+            wrong = f"{first['input']!r} cannot be used, {wrong[0].lower()}{wrong[1:]}"
+        raise ConfigError(f"The job cannot be asked for: {f'{where} = ' if where else ''}{wrong}.") from None
     cluster: dict[str, Any] = {"workers": _workers(job, config.cluster.threads_per_worker), "address": None}
     cluster |= {"device": "cuda" if gpus_per_node else "cpu"}
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update=cluster)})
@@ -278,7 +280,7 @@ def work(
     os.execv(sys.executable, [sys.executable, "-m", "hpfwi", *arguments])
 
 
-app.command("work", hidden=True)(work)
+verb_of(app, hidden=True)(work)
 
 
 def _take_over(run: Path, folder: Path) -> None:

@@ -21,11 +21,12 @@ EXIT_UNREAD = 141
 
 
 def verb_of(
-    app: typer.Typer, *, context_settings: dict[str, Any] | None = None
+    app: typer.Typer, *, context_settings: dict[str, Any] | None = None, hidden: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator that registers a function with `app` as the command of its name, guarded against its errors.
 
     context_settings    what the command's parser is to do differently; None: what the app's others do
+    hidden              leave the command out of the app's help
     """
 
     def verb(function: Callable[..., None]) -> Callable[..., None]:
@@ -47,7 +48,7 @@ def verb_of(
                 typer.echo(sentence, err=True)
                 raise typer.Exit(code) from None
 
-        return app.command(function.__name__, context_settings=context_settings)(guarded)
+        return app.command(function.__name__, context_settings=context_settings, hidden=hidden)(guarded)
 
     return verb
 

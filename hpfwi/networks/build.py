@@ -36,7 +36,10 @@ class NetworkChoice(BaseModel):
 
     name: NetworkName = Field(default="amfms", description="The network.")
     seed: int = Field(
-        default=0, ge=0, description="Seed of the first weights, where training.initial_weights names no others."
+        default=0,
+        ge=0,
+        le=2**63 - 1,
+        description="Seed of the first weights, where training.initial_weights names no others.",
     )
     width: float = Field(
         default=1.0,

@@ -51,7 +51,9 @@ class RefinementSettings(BaseModel):
         default=(SLOWEST_MPS, FASTEST_MPS),
         description="Lowest and highest velocity of a refined model, m/s; proposals are cut to them too.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the coordinate network, the same for all samples.")
+    seed: int = Field(
+        default=0, ge=0, le=2**63 - 1, description="Seed of the coordinate network, the same for all samples."
+    )
     parameterisation: RefinedParameterisation = RefinedParameterisation.model_validate({})
     optimiser: AdamSettings = AdamSettings.model_validate({})
 

@@ -73,7 +73,7 @@ class TrainingSettings(BaseModel):
         "'false' adds in float32 and lets a GPU choose its fastest layers: the same curves to rounding, for steps that "
         "are as short as the sums.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the order of samples and of the noise.")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of the order of samples and of the noise.")
     initial_weights: str | None = Field(
         default=None,
         min_length=1,

@@ -149,7 +149,10 @@ def test_jobs_that_cannot_be() -> None:
     assert "needs --cpus-per-node" in refused(2, "submit", "toy.toml", "--nodes", "2", "--time", "10", "--dry-run")
     assert "'soon' is no time" in refused(2, "submit", "toy.toml", *FEW[:-1], "soon", "--dry-run")
     assert "is no option of sbatch" in refused(2, "submit", "toy.toml", *FEW, "--sbatch", "x\n#", "--dry-run")
-    assert "nodes: " in refused(2, "submit", "toy.toml", "--nodes", "0", *FEW[2:], "--dry-run")
+    assert "nodes = 0 cannot be used, input should" in refused(
+        2, "submit", "toy.toml", "--nodes", "0", *FEW[2:], "--dry-run"
+    )
+    assert "does not say what to run" in refused(2, "work", "nowhere")
     assert "is 300 s, and the run is told to stop warn_s = 300 s before the end" in refused(
         2, "submit", "toy.toml", *FEW[:-1], "5", "--dry-run"
     )

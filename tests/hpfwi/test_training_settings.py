@@ -19,6 +19,8 @@ from hpfwi.training.settings import is_training, load_train_config
         (["network.name=velocitygan"], "velocitygan takes 'wgan-gp'"),
         (["training.loss.name=dd"], "needs the edges that dd-net"),
         (["training.slices=21"], "slices=21 of a batch of 20"),
+        (["training.seed=9999999999999999999"], "give at most 9.22337e"),
+        (["network.seed=9999999999999999999"], "give at most 9.22337e"),
         (["training.epoch=3"], "did you mean training.epochs"),
     ],
 )
