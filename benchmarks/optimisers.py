@@ -44,14 +44,14 @@ EARTHS = {
     "marmousi-linear": ("marmousi_linear", (*MARMOUSI, *PIXEL)),
 }
 """By name: the recipe and what is changed in it."""
-RATES = {"pixel": ("lr_pixel_mps", (5.0, 10.0, 20.0)), "s-denorm": ("lr_network", (2e-4, 5e-4, 1e-3))}
+RATES = {"pixel": ("lr_pixel_mps", (5.0, 10.0, 20.0, 40.0)), "s-denorm": ("lr_network", (2e-4, 5e-4, 1e-3))}
 
 
 def optimisers_of(earth: str) -> dict[str, tuple[str, ...]]:
     """The options of every optimiser that an earth is inverted with, by name.
 
     >>> list(optimisers_of("demo"))
-    ['lbfgs', 'adam-5', 'adam-10', 'adam-20']
+    ['lbfgs', 'adam-5', 'adam-10', 'adam-20', 'adam-40']
     """
     option, rates = RATES["s-denorm" if "s-denorm" in earth else "pixel"]
     found: dict[str, tuple[str, ...]] = {"lbfgs": ("inversion.optimiser.kind=lbfgs",)}

@@ -43,7 +43,8 @@ class InversionSettings(BaseModel):
         ge=0,
         allow_inf_nan=False,
         description="Gaussian width of a filter on the gradient before each step, m; 0 leaves the gradient as it is. "
-        "It keeps what is finer than waves can tell out of the model, most of all with pixel.",
+        "It keeps what is finer than waves can tell out of the model, most of all with pixel; with lbfgs it filters "
+        "the steps, what penalties add included.",
     )
     diagnostics_every: int = Field(default=10, ge=1, description="Iterations between diagnostics of model and network.")
     snapshot_every: int = Field(default=10, ge=1, description="Iterations between models kept in the history.")
