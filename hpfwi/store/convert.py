@@ -7,34 +7,17 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hpfwi.store.openfwi import PairStore
+from hpfwi.store.pair_check import Pairs
 from hpfwi.store.pair_writer import create_pairs
 from hpfwi.store.shards import Compression
 
 
-class PairSource(Protocol):
-    """Numbered samples that can be read; `store.openfwi_files` and `store.seg_files` have one each."""
+class PairSource(Pairs, Protocol):
+    """Numbered samples that any thread can read; `store.openfwi_files` and `store.seg_files` have one each."""
 
-    @property
-    def samples(self) -> int: ...
-    @property
-    def records_shape(self) -> tuple[int, int, int]: ...
-    @property
-    def model_shape(self) -> tuple[int, int]: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def physics(self) -> dict[str, Any]: ...
-    @property
-    def splits(self) -> dict[str, range]: ...
     @property
     def provenance(self) -> dict[str, Any]: ...
-
-    def read(self, indices: range) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Records float32[n, shot, time, receiver] and models float32[n, z, x], m/s; from any thread."""
 
     def origin(self, sample: int) -> str:
         """Where a sample comes from, for messages."""
