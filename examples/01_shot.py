@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpfwi.config import load_config
+from hpfwi.errors import HpfwiError
 from hpfwi.experiment import Experiment, build_experiment
 from hpfwi.physics.modelling import simulate
 
@@ -93,4 +94,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except HpfwiError as error:
+        sys.exit(str(error))

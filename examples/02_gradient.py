@@ -22,6 +22,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from hpfwi.config import load_config
+from hpfwi.errors import HpfwiError
 from hpfwi.experiment import Experiment, build_experiment
 from hpfwi.inversion.misfit import l2
 from hpfwi_kernels.acoustic import off_grid, propagate
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     experiment = build_experiment(config)
     models = experiment.models
     assert models.true is not None
+    experiment.survey.subset(options.shots)  # says which of them does not exist
     true = torch.tensor(models.true.velocity, dtype=torch.float64)
     initial = torch.tensor(models.initial.velocity, dtype=torch.float64)
     with torch.no_grad():
@@ -115,4 +117,7 @@ def draw(experiment: Experiment, gradient: torch.Tensor, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except HpfwiError as error:
+        sys.exit(str(error))

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from hpfwi.config import RunConfig, load_config
 from hpfwi.environment import environment
+from hpfwi.errors import HpfwiError
 from hpfwi.inversion.invert import invert
 from hpfwi.physics.model import load_models
 from hpfwi.run_folder import RunFolder, is_done
@@ -146,6 +147,8 @@ def main(arguments: Sequence[str]) -> int:
         "--set", action="append", default=[], metavar="A.B=VALUE", help="change an option of the recipe"
     )
     options = parser.parse_args(arguments)
+    if not options.radius > 0:
+        parser.error(f"--radius {options.radius:g} holds no cell: give more than 0")
 
     common = ["cluster.workers=0", *options.set, f"output.folder={options.runs}"]
     common += [] if options.model is None else [f"model.true={options.model}"]
@@ -182,4 +185,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except HpfwiError as error:
+        sys.exit(str(error))

@@ -21,12 +21,15 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from hpfwi.config import RunConfig, load_config
 from hpfwi.environment import environment
+from hpfwi.errors import HpfwiError
 from hpfwi.inversion.invert import invert
+from hpfwi.inversion.parameterisation import Kind
 from hpfwi.physics.model import load_models
 from hpfwi.run_folder import RunFolder, is_done, read_events
 from hpfwi.stop import Stop
@@ -90,7 +93,10 @@ def main(arguments: Sequence[str]) -> int:
         help=f"a true velocity model; {', '.join(GEOLOGIES)} have settings of their own; without one, that of `demo`",
     )
     parser.add_argument("--spacing", type=float, default=15.0, help="cell size in m of models of other names")
-    parser.add_argument("--methods", nargs="+", default=["s-denorm", "a-denorm-joint"], help="compared with pretrain")
+    kinds = [kind for kind in get_args(Kind) if kind != PRETRAIN]
+    parser.add_argument(
+        "--methods", nargs="+", choices=kinds, default=["s-denorm", "a-denorm-joint"], help="compared with pretrain"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the networks")
     parser.add_argument("--runs", type=Path, default=Path("runs/n3"), help="where the run folders go")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change an option of all runs")
@@ -120,4 +126,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except HpfwiError as error:
+        sys.exit(str(error))

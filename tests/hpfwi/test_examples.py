@@ -260,3 +260,22 @@ def test_the_sign_is_that_of_the_errors_in_the_table(tmp_path: Path, capsys: pyt
         assert f"layers, {start} start: pretrain - s-denorm" in line
         assert numbers(line.split("=")[1])[0] == pytest.approx(gain, abs=2e-4)
         assert f"positive with {int(gain > 0)} of 1 seeds" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("01_shot", ["--shot", "100"], "Shot 100 does not exist"),
+        ("01_shot", ["--set", "survey.shot=3"], "did you mean survey.shots?"),
+        ("02_gradient", ["--shots", "100"], "Shot 100 does not exist"),
+        ("n2_local_errors", ["--radius", "-3"], "--radius -3 holds no cell"),
+        ("n3_other_geology", ["--methods", "nope"], "invalid choice: 'nope'"),
+    ],
+)
+def test_a_slip_is_told_before_any_work(
+    name: str, arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert words in str(ended.value.code) + capsys.readouterr().err
