@@ -33,8 +33,9 @@ def bench(
     scripts = benchmarks()
     if name is None or name in ("-h", "--help"):
         typer.echo("Usage: hpfwi bench NAME [OPTIONS]\n")
+        width = max(map(len, scripts))
         for script in scripts.values():
-            typer.echo(f"  {script.stem:10} {headline(script)}")
+            typer.echo(f"  {script.stem:{width}}  {headline(script)}")
         return
     if name not in scripts:
         raise ConfigError(f"There is no benchmark {name!r}; there are {', '.join(scripts)}.")
