@@ -53,7 +53,10 @@ def read_model(
     elif suffix in (".npy", ".npz"):
         values = _read_numpy(file, key)
     else:
-        raise DataError(f"Model file {file} has the suffix {suffix!r}: it must be .npy, .npz, .zarr, .segy or .sgy.")
+        packed = "; unpack it first" if suffix in (".gz", ".bz2", ".xz", ".zip", ".tar", ".tgz") else ""
+        raise DataError(
+            f"Model file {file} has the suffix {suffix!r}: it must be .npy, .npz, .zarr, .segy or .sgy{packed}."
+        )
     if values.ndim not in AXES:
         raise DataError(
             f"Model {path} has shape {values.shape}: a velocity model is 2-D [z, x] or 3-D [z, y, x], z down."

@@ -92,6 +92,7 @@ def test_python_objects_are_never_unpickled(tmp_path: Path) -> None:
     [
         ("none.npy", "does not exist"),
         ("v.mat", "suffix '.mat'"),
+        ("v.segy.gz", r"or \.sgy; unpack it first"),
         ("text.npy", "cannot be read as a NumPy array"),
         ("text.npz", "cannot be read as a NumPy array"),
         ("empty.zarr", "cannot be read as Zarr"),
@@ -101,7 +102,7 @@ def test_python_objects_are_never_unpickled(tmp_path: Path) -> None:
     ],
 )
 def test_refused_files(tmp_path: Path, name: str, sentence: str) -> None:
-    for text in ("v.mat", "text.npy", "text.npz"):
+    for text in ("v.mat", "v.segy.gz", "text.npy", "text.npz"):
         (tmp_path / text).write_text("no model")
     (tmp_path / "empty.zarr").mkdir()
     np.save(tmp_path / "cube.npy", np.ones((2, 3, 4, 5)))
