@@ -304,8 +304,8 @@ def _start(source: str, overrides: list[str], overwrite: bool) -> None:
         except Exception as error:
             # Another input is another run: an unfinished folder would stand in its way.
             if refuses_input(error) and not run.checkpoints.exists():
-                run.discard()
-                typer.echo(f"{run.path} is removed, because nothing in it was begun.")
+                restored = "the run before is there again" if run.discard() else "it is removed"
+                typer.echo(f"Nothing was begun in {run.path}: {restored}.")
             raise
 
 

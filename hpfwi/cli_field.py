@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from enum import StrEnum
@@ -335,8 +336,9 @@ def _numbers(text: str | None, option: str, count: int) -> Any:
         numbers = tuple(float(part) for part in parts)
     except ValueError:
         numbers = ()
-    if len(numbers) != count:
-        raise ConfigError(f'{option} "{text}" is not {count} numbers with commas between them, such as 2,10.')
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        such = ",".join(("0", "0", "2500", "0") if count == 4 else ("2", "10"))
+        raise ConfigError(f'{option} "{text}" is not {count} numbers with commas between them, such as {such}.')
     return numbers
 
 

@@ -38,8 +38,9 @@ class RunFolder:
     notices     sentences that the user should see, such as that a dead process's lock was taken over
     """
 
-    def __init__(self, path: Path, lock: FolderLock) -> None:
+    def __init__(self, path: Path, lock: FolderLock, replaced: Path | None = None) -> None:
         self.path = path
+        self._replaced = replaced
         self.notices: list[str] = [lock.notice] if lock.notice else []
         self._lock = lock
         self._events = -1
@@ -50,13 +51,14 @@ class RunFolder:
     ) -> RunFolder:
         """Make `parent/name` with the resolved configuration and the environment in it.
 
+        A run that it replaces is set aside until `begun` or `close`, and comes back with `discard`.
+
         raises      ConfigError: the folder exists (and, with `overwrite`, is not a run or is being run), or the place
                     cannot be written to
         """
         path = parent / name
         refuse_taken(path, overwrite)
-        if path.exists():
-            _delete_earlier(path)
+        replaced = _set_aside(path) if path.exists() else None
         # The folder is filled under a temporary name, so that one with this name always has its configuration.
         temporary = parent / f".{name}.{os.getpid()}.tmp"
         try:
@@ -70,6 +72,8 @@ class RunFolder:
             os.rename(temporary, path)
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if replaced is not None:
+                os.rename(replaced, path)
             refused = error.__cause__ if isinstance(error, DiskError) else error  # the lock's words name the folder's
             if not isinstance(refused, OSError):
                 raise
@@ -77,7 +81,7 @@ class RunFolder:
                 f"The run folder {path} cannot be made ({refused.strerror or refused}); choose another place with "
                 "--set output.folder=PATH."
             ) from error
-        return cls(path, lock)
+        return cls(path, lock, replaced)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -85,13 +89,24 @@ class RunFolder:
         require_run(path)
         return cls(path, FolderLock(path))
 
-    def discard(self) -> None:
-        """Delete the folder, of a run that had not begun."""
+    def begun(self) -> None:
+        """The run has something to go on with: what it replaced is deleted."""
+        if self._replaced is not None:
+            shutil.rmtree(self._replaced, ignore_errors=True)
+            self._replaced = None
+
+    def discard(self) -> bool:
+        """Delete the folder, of a run that had not begun; returns whether the run that it replaced is there again."""
         shutil.rmtree(self.path, ignore_errors=True)
+        replaced, self._replaced = self._replaced, None
+        if replaced is not None:
+            os.rename(replaced, self.path)
         self.close()
+        return replaced is not None
 
     def close(self) -> None:
         """Release the lock; the folder can be read on, and run by somebody else."""
+        self.begun()
         if self._events >= 0:
             os.close(self._events)
             self._events = -1
@@ -227,17 +242,19 @@ def refuse_taken(path: Path, overwrite: bool) -> None:
     )
 
 
-def _delete_earlier(path: Path) -> None:
-    """Delete a run folder that nobody runs."""
+def _set_aside(path: Path) -> Path:
+    """Move a run folder that nobody runs out of the way; returns where it is now."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.replaced")
     lock = FolderLock(path)
     try:
-        shutil.rmtree(path)
+        os.rename(path, aside)
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be deleted ({error.strerror or error}); choose another name with --name."
+            f"{path} cannot be replaced ({error.strerror or error}); choose another name with --name."
         ) from error
     finally:
         lock.release()
+    return aside
 
 
 def _open_for_append(file: Path) -> int:

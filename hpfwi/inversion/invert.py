@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpfwi.commands import command_on
 from hpfwi.errors import DataError, NumericsError, RunClusterError, Stopped
 from hpfwi.experiment import cluster_of
 from hpfwi.inversion import saved, signatures
@@ -68,7 +69,7 @@ def invert(config: RunConfig, folder: RunFolder, *, resume: bool, stop: Stop) ->
                 folder.event("stop", iteration=run.done, reason=stop.reason)
                 raise Stopped(
                     f"Stopped after iteration {run.done} of {iterations} ({stop.reason}); go on with "
-                    f"`hpfwi resume {folder.path}`."
+                    f"`{command_on('resume', folder.path)}`."
                 )
 
         if resume and run.restore():
@@ -149,6 +150,7 @@ class _Run:
             )
         self._reference_is_now()
         self._save(self.task.state())
+        self.folder.begun()
         if self.true is not None:
             self.view.model("true", self.true, 0, spacing_m=self._spacing_m, limits_mps=self._limits_mps)
 
@@ -342,9 +344,11 @@ class _Run:
         shots = self.task.groups[error.item]
         named = f"Shot {shots[0]}" if len(shots) == 1 else f"Shots {shots[0]} to {shots[-1]}"
         sentence = (
-            f"{named} cannot be computed: {str(error).rstrip('.')}. The state before is kept; `hpfwi resume "
-            f"{self.folder.path}` goes on from there once the cause is gone."
+            f"{named} cannot be computed: {str(error).rstrip('.')}. The state before is kept; "
+            f"`{command_on('resume', self.folder.path)}` goes on from there once the cause is gone."
         )
+        if f" {DataError.__name__}: " in str(error):
+            return DataError(sentence)
         return NumericsError(sentence) if "non-finite" in str(error) else RunClusterError(sentence)
 
     def _misfit(self, result: IterationResult) -> float:

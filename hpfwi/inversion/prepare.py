@@ -57,7 +57,8 @@ def prepare(
     if models.true is not None:
         results.model("true", models.true.velocity)
     if config.data.observed is None:
-        say(f"Simulating {survey.shots} observed shots on cells {config.data.refine} times smaller.")
+        cells = "the inversion's cells" if config.data.refine == 1 else f"cells {config.data.refine} times smaller"
+        say(f"Simulating {survey.shots} observed shots on {cells}.")
         gathers = simulated_gathers(experiment, threads=threads, progress=lambda done, shots: look())
         attrs = {"simulated_by": config.name, "refine": config.data.refine}
         # A start that was killed here left an older copy behind.

@@ -32,7 +32,9 @@ class InversionSettings(BaseModel):
     shots_per_item: int = Field(
         default=1, ge=1, description="Shots that a worker takes at once; the result changes by rounding only."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the network's weights and of the draw of shots.")
+    seed: int = Field(
+        default=0, ge=0, le=2**63 - 1, description="Seed of the network's weights and of the draw of shots."
+    )
     misfit: Literal["l2", "normalised"] = Field(
         default="l2",
         description='Distance of predicted to observed gathers: "l2" is ½ Σ residual²; "normalised" is the same after '

@@ -175,6 +175,7 @@ class _Run:
             self.folder.event("weights", path=str(weights.path), step=weights.step)
             self.say(f"Beginning with the weights of {weights.in_words()}.")
         self._save(task.state())
+        self.folder.begun()
 
     def restore(self) -> bool:
         """Take up the last good checkpoint; False where the run stopped before it had one."""

@@ -71,6 +71,26 @@ def test_overwrite_replaces_a_run_and_nothing_else(tmp_path: Path) -> None:
     assert (stranger / "thesis.tex").exists()
 
 
+def test_what_is_replaced_comes_back_where_nothing_was_begun(tmp_path: Path) -> None:
+    with create(tmp_path) as folder:
+        folder.done({})
+        assert not folder.discard()
+    assert not folder.path.exists()
+    with create(tmp_path) as folder:
+        folder.done({"misfit": 1.0})
+    with create(tmp_path, overwrite=True) as folder:
+        assert folder.discard()
+    assert folder.is_done
+    with create(tmp_path, overwrite=True) as folder:
+        folder.begun()
+        assert not folder.discard()
+    with create(tmp_path) as folder:
+        folder.done({})
+    create(tmp_path, overwrite=True).close()
+    assert not folder.is_done
+    assert [path.name for path in folder.path.parent.iterdir()] == [folder.path.name]
+
+
 def test_opening_something_else_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a run folder"):
         RunFolder.open(tmp_path)
