@@ -28,6 +28,7 @@ def test_the_exit_codes_are_those_documented() -> None:
         "ConfigError": 2,
         "DataError": 3,
         "CheckpointError": 3,
+        "DiskError": 3,
         "NumericsError": 4,
         "RunClusterError": 5,
         "Stopped": 75,
