@@ -342,7 +342,7 @@ def test_sums_in_float32_on_workers_give_the_same_curve(
 
 
 def test_a_loss_that_leaves_the_numbers_ends_the_run_before_the_step(trained: RunTraining, tmp_path: Path) -> None:
-    with pytest.raises(NumericsError, match="nothing was applied"):
+    with pytest.raises(NumericsError, match="Nothing was applied"):
         trained(tmp_path, training__schedule__peak=1e30, training__schedule__kind="constant")
     found = checkpoints.load_latest(tmp_path / "tiny" / "checkpoints")
     assert found is not None
@@ -365,7 +365,7 @@ def test_the_commands_from_training_to_comparison(
     assert "Next         hpfwi evaluate runs/other" in told
     assert "is finished" in command("resume", "runs/other")
     assert "`hpfwi resume runs/other`" in command("train", "runs/other", code=2)
-    assert "`hpfwi resume runs/other`" in command("train", "--resume", "runs/other", code=2)
+    assert "`hpfwi resume runs/NAME`" in command("train", "--resume", "runs/other", code=2)
     assert "hpfwi evaluate" in command("report", "runs/other", code=2)
     late = ("--set", "training.schedule.warm_up_epochs=9", "--set", "training.schedule.kind=warm-up-cosine")
     words = ("--data", store.path, *changes, *late, "--name", "none")
