@@ -191,7 +191,7 @@ def wavelet(
     each = []
     if per_shot:
         with progress_of("shots of their own") as progress:
-            each = estimate_each(experiment, observed, **options, progress=progress)
+            each = estimate_each(experiment, observed, common, **options, progress=progress)
     wavelet = np.stack([one.wavelet for one in each]) if each else common.wavelet
     with new_file(out, overwrite=overwrite) as temporary:
         np.save(temporary, wavelet)
@@ -204,6 +204,7 @@ def _estimated(common: Estimate, shots: Sequence[int], each: Sequence[Estimate],
     """What was found: the wavelet of some shots together, or those of all shots and how they compare with it."""
     import numpy as np
 
+    from hpfwi.inversion.silent_shots import named
     from hpfwi.physics.source import peak_frequency_hz, unit_of
 
     dt_s, unit = survey.dt_s, unit_of(survey)
@@ -220,7 +221,8 @@ def _estimated(common: Estimate, shots: Sequence[int], each: Sequence[Estimate],
     def share(chosen: Sequence[Estimate]) -> float:
         return sum(one.explained * one.energy for one in chosen) / sum(one.energy for one in chosen)
 
-    worst = sorted(range(len(each)), key=lambda shot: each[shot].explained)
+    silent = [shot for shot, one in enumerate(each) if one.energy == 0]
+    worst = sorted(set(range(len(each))) - set(silent), key=lambda shot: each[shot].explained)
     listed = sorted(worst) if len(each) <= LISTED else worst[:LISTED]
     peaks = [peak_frequency_hz(one.wavelet, dt_s) for one in each]
     largest = [float(np.abs(one.wavelet).max()) for one in each]
@@ -231,6 +233,7 @@ def _estimated(common: Estimate, shots: Sequence[int], each: Sequence[Estimate],
         f"{100 * share([each[shot] for shot in shots]):.1f} %",
         f"Wavelets     {len(each)} of {length}, peaks at {min(peaks):.3g} to {max(peaks):.3g} Hz, largest amplitudes "
         f"{min(largest):.3g} to {max(largest):.3g} {unit}",
+        *([f"Silent       {named(silent)}: the wavelet in common stands in for theirs"] if silent else []),
         *([f"Of {len(each)} shots the {len(listed)} that are explained worst:"] if len(listed) < len(each) else []),
         *(
             f"Shot {shot:<7} {100 * each[shot].explained:.1f} % of {each[shot].traces} traces, peak at "

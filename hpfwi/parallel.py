@@ -70,13 +70,13 @@ __all__ = [
 ]
 
 
-def groups_of_shots(shots: int, per_group: int) -> tuple[tuple[int, ...], ...]:
-    """Shots 0 .. shots-1 cut into groups of `per_group` neighbours, the last one smaller where it does not divide.
+def groups_of_shots(shots: Sequence[int], per_group: int) -> tuple[tuple[int, ...], ...]:
+    """Shots cut into groups of `per_group` neighbours, the last one smaller where it does not divide.
 
-    >>> groups_of_shots(5, 2)
+    >>> groups_of_shots(range(5), 2)
     ((0, 1), (2, 3), (4,))
     """
-    return tuple(tuple(range(first, min(first + per_group, shots))) for first in range(0, shots, per_group))
+    return tuple(tuple(shots[first : first + per_group]) for first in range(0, len(shots), per_group))
 
 
 def placed(settings: ClusterSettings, gpus: int, busy: int | None = None) -> ClusterSettings:

@@ -150,7 +150,7 @@ def _mute(experiment: Experiment) -> list[Derived]:
     mute, survey = experiment.config.data.mute, experiment.survey
     if not mute.active:
         return []
-    shots = shown_shots(survey.shots)
+    shots = shown_shots(range(survey.shots))
     window = window_of(mute, survey, shots, stages_of((), 1)[0])
     live = int(survey.live_receivers()[shots].sum())
     share = float(np.square(window, dtype=np.float64).sum()) / (live * survey.samples)

@@ -8,7 +8,8 @@
     survey/sources_m, survey/receivers_m                     float64[n, axis]: every position, once
     wavelet                                                  float32[shot, source, time] of every shot, Pa, in 3-D Pa m
     attributes of the root                                   name, spacing_m, origin_m, dt_s, observed_rms,
-                                                             band_rms where the inversion has bands
+                                                             band_rms where the inversion has bands, silent_shots
+                                                             where there are any
 
 Positions, spacing and origin are (z, x) or (z, y, x), as the model.
 
@@ -58,6 +59,11 @@ class Results:
             self._root().attrs["observed_rms"] = rms
             if in_bands:
                 self._root().attrs["band_rms"] = list(in_bands)
+
+    def silent_shots(self, shots: Sequence[int]) -> None:
+        """Say which shots are left out of the inversion, because they have no signal."""
+        with _disk(self.path):
+            self._root().attrs["silent_shots"] = list(shots)
 
     def model(self, name: str, velocity: np.ndarray) -> None:
         """Store a model in m/s as model/`name`, in place of an earlier one."""

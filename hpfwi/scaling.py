@@ -63,7 +63,7 @@ def work_of_inversion(config: RunConfig) -> Work:
         finish_s = max(0.0, _least_s(finish)[0] - begin_s)
     shot_s = float(next(row.value for row in estimated_time(experiment) if row.name == "seconds_per_shot"))
     shots = settings.shots_per_iteration or experiment.survey.shots
-    sizes = [len(group) for group in groups_of_shots(shots, settings.shots_per_item)]
+    sizes = [len(group) for group in groups_of_shots(range(shots), settings.shots_per_item)]
     mean = statistics.fmean(sizes)
     parameters = sum(value.numel() for value in parameterisation.parameters())
     # Weights and Adam's moments; or trial and accepted point, gradient, direction and the pairs.

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from hpfwi.commands import command_on
 from hpfwi.folder_lock import FILE_NAME
+from hpfwi.inversion.silent_shots import named
 from hpfwi.progress import RECENT, clock
 from hpfwi.run_folder import is_done, read_events, require_run
 
@@ -41,6 +42,7 @@ class Status:
     value               of the last iteration: its misfit or loss, as `measure` says
     wait_share          share of the workers' time without an item in work, over the recent iterations
     data_wait_share     share of the items' time spent waiting for data; None for an inversion
+    silent_shots        that an inversion leaves out, because they recorded nothing
     last_event_s        time since the last sign of life, s
     checkpoint_done     iterations that the newest checkpoint holds; None without one
     checkpoint_age_s    time since it was written, s
@@ -65,6 +67,7 @@ class Status:
     data_wait_share: float | None
     workers: int | None
     workers_lost: int
+    silent_shots: list[int]
     last_event_s: float | None
     checkpoint: str | None
     checkpoint_done: int | None
@@ -121,6 +124,7 @@ def status(path: Path, *, now: float | None = None) -> Status:
         data_wait_share=_mean(recent, "data_wait_share") if training else None,
         workers=starts[-1].get("workers") if starts else None,
         workers_lost=sum(event["kind"] == "worker_lost" for event in events),
+        silent_shots=next((event["value"] for event in events if event.get("name") == "silent_shots"), []),
         last_event_s=quiet_s,
         checkpoint=None if kept is None else str(path / kept["path"]),
         checkpoint_done=None if kept is None else kept["iteration"] + 1,
@@ -140,6 +144,8 @@ def as_text(found: Status) -> list[str]:
     ]
     if found.band is not None:
         lines.append(("Band", found.band))
+    if found.silent_shots:
+        lines.append(("Left out", f"{named(found.silent_shots)}, without a signal"))
     if found.value is not None:
         lines.append((found.measure.capitalize(), f"{found.value:.4g}"))
     if found.items_per_s is not None:
@@ -198,6 +204,9 @@ def _state(
     path: Path, events: Sequence[Mapping[str, Any]], quiet_s: float | None, pace_s: float | None, done: int
 ) -> tuple[State, str]:
     if is_done(path):
+        early = next((event for event in reversed(events) if event["kind"] == "done" and event.get("early")), None)
+        if early is not None:
+            return "finished", f"early, after {early['without_gain']} validations in a row without a gain"
         return "finished", "done.json is there"
     held, who, alive = _holder(path / FILE_NAME)
     if not held:

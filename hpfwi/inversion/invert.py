@@ -22,6 +22,7 @@ from hpfwi.inversion.metrics import model_metrics
 from hpfwi.inversion.optimise import batch_of_items, iterations_per_pass
 from hpfwi.inversion.outcome import Course, Outcome, verdicts
 from hpfwi.inversion.prepare import predicted, prepare, shown_shots
+from hpfwi.inversion.silent_shots import named
 from hpfwi.inversion.task import InversionTask, line_search, open_task
 from hpfwi.parallel import (
     Abandoned,
@@ -260,7 +261,7 @@ class _Run:
         results = self.folder.results
         results.model("inverted", model)
         results.model("best", self.best[1] if self.best is not None else model)
-        shots = shown_shots(self.task.simulator.survey.shots)
+        shots = shown_shots(self.task.shots)
         inverted = EarthModel(model, self.initial.grid)
         results.gathers("predicted", predicted(self.task, inverted, shots, threads=self.threads))
         errors: list[float | None] = [None, None]
@@ -342,9 +343,8 @@ class _Run:
         if not isinstance(error, ItemFailed) or error.item is None:
             return error
         shots = self.task.groups[error.item]
-        named = f"Shot {shots[0]}" if len(shots) == 1 else f"Shots {shots[0]} to {shots[-1]}"
         sentence = (
-            f"{named} cannot be computed: {str(error).rstrip('.')}. The state before is kept; "
+            f"{named(shots).capitalize()} cannot be computed: {str(error).rstrip('.')}. The state before is kept; "
             f"`{command_on('resume', self.folder.path)}` goes on from there once the cause is gone."
         )
         if f" {DataError.__name__}: " in str(error):
@@ -355,7 +355,10 @@ class _Run:
         residual = math.fsum(scalars["residual_energy"] for scalars in result.scalars.values())
         observed = math.fsum(scalars["observed_energy"] for scalars in result.scalars.values())
         if observed == 0.0:
-            raise DataError("The observed gathers of this iteration's shots are all zero; leave those shots out.")
+            raise DataError(
+                f"The observed gathers of iteration {self.done} are all zero, which they were not when the run began: "
+                "put the file back as it was and resume."
+            )
         misfit = residual / observed
         if not (math.isfinite(misfit) and np.isfinite(result.total).all()):
             raise NumericsError(

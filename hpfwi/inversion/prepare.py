@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hpfwi.errors import DataError
 from hpfwi.experiment import Experiment, build_experiment, simulated_gathers
 from hpfwi.inversion.bands import Stage, sparse_bands, stages_of
+from hpfwi.inversion.silent_shots import about, silent_shots
 from hpfwi.inversion.task import OBSERVED, InversionTask, in_stage, open_task, window_of
 from hpfwi.inversion.windows import MuteSettings
 from hpfwi.physics.derived import derived
@@ -65,20 +66,27 @@ def prepare(
         write_gathers(folder.path / OBSERVED, gathers, survey, experiment.wavelet, attrs, overwrite=True)
     observed = open_gathers(config.data.observed if config.data.observed is not None else folder.path / OBSERVED)
     stages = stages_of(config.inversion.bands_hz, config.inversion.iterations)
-    *in_bands, whole = _rms_of_stages(observed, stages, config.data.mute)
+    energies = _energies(observed, stages, config.data.mute)
+    silent = silent_shots(energies)
+    *in_bands, whole = _rms_of_stages(observed, config.data.mute, np.delete(energies, silent, axis=0))
     results.observed_rms(whole, *in_bands)
+    if silent:
+        reason = about(silent, muted=config.data.mute.active)
+        results.silent_shots(silent)
+        folder.event("derived", name="silent_shots", value=silent, reason=reason, warning=True)
+        say(f"Warning: {reason}.")
     for corner_hz, doubt in sparse_bands(
         [(rms / whole) ** 2 for rms in in_bands], config.inversion.bands_hz, "gathers"
     ):
         folder.event("derived", name=f"band up to {corner_hz:g} Hz", value=corner_hz, reason=doubt, warning=True)
         say(f"Warning: {doubt}.")
-    shots = shown_shots(survey.shots)
+    task = open_task(folder.path)
+    shots = shown_shots(task.shots)
     results.shots(shots)
     results.positions(observed.survey, shots)
     results.gathers("observed", observed.read(shots))
     if config.data.mute.active:
         results.gathers("window", window_of(config.data.mute, observed.survey, shots, stages[-1]))
-    task = open_task(folder.path)
     start = predicted(task, models.initial, shots, threads=threads)
     results.gathers("initial", start)
     compares_strengths = config.inversion.misfit == "l2"
@@ -115,30 +123,39 @@ def predicted(task: InversionTask, model: EarthModel, shots: list[int], *, threa
     return gathers
 
 
-def shown_shots(shots: int) -> list[int]:
-    """A few shots along the line: first quarter, middle, last quarter.
+def shown_shots(shots: Sequence[int]) -> list[int]:
+    """A few of the shots along the line: first quarter, middle, last quarter.
 
-    >>> shown_shots(13), shown_shots(1)
-    ([3, 6, 9], [0])
+    >>> shown_shots(range(13)), shown_shots([4])
+    ([3, 6, 9], [4])
     """
-    return sorted({shots * part // (SHOWN_SHOTS + 1) for part in range(1, SHOWN_SHOTS + 1)})
+    return sorted({shots[len(shots) * part // (SHOWN_SHOTS + 1)] for part in range(1, SHOWN_SHOTS + 1)})
 
 
-def _rms_of_stages(observed: GathersStore, stages: Sequence[Stage], mute: MuteSettings) -> list[float]:
-    """Root mean square of all samples in the band of each stage, after the mute, read shot by shot."""
-    energies: list[list[float]] = [[] for _ in stages]
+def _energies(observed: GathersStore, stages: Sequence[Stage], mute: MuteSettings) -> NDArray[np.float64]:
+    """Energy of every shot in the band of each stage, after the mute, float64[shot, stage]; read shot by shot."""
+    found = np.zeros((observed.survey.shots, len(stages)))
     for shot in range(observed.survey.shots):
         gather = observed.read([shot])
-        for stage, found in zip(stages, energies, strict=True):
+        for place, stage in enumerate(stages):
             in_band = in_stage(gather, observed.survey.dt_s, stage)
             if mute.active:
                 in_band = in_band * window_of(mute, observed.survey, [shot], stage)
-            found.append(float(np.square(in_band, dtype=np.float64).sum()))
-    sums = [math.fsum(found) for found in energies]
-    if 0.0 in sums:
+            found[shot, place] = np.square(in_band, dtype=np.float64).sum()
+    return found
+
+
+def _rms_of_stages(observed: GathersStore, mute: MuteSettings, energies: NDArray[np.float64]) -> list[float]:
+    """Root mean square of the samples of the shots that are not silent, in the band of each stage.
+
+    energies    of these shots, as `_energies`; raises DataError where there are none of them
+    """
+    if not len(energies):
+        muted = " after data.mute, in one of the bands at least; leave more of them"
         raise DataError(
-            f"Every sample of the observed gathers in {observed.path} is zero ({stages[sums.index(0.0)].band}"
-            + (", after data.mute); leave more of them" if mute.active else "); give gathers with a signal in them")
+            f"Every sample of every shot in {observed.path} is zero"
+            + (muted if mute.active else "; give gathers with a signal in them")
             + "."
         )
-    return [math.sqrt(energy / math.prod(observed.shape)) for energy in sums]
+    samples = len(energies) * math.prod(observed.shape[1:])
+    return [math.sqrt(math.fsum(of_stage) / samples) for of_stage in energies.T.tolist()]

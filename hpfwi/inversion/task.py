@@ -52,9 +52,10 @@ class InversionTask:
     config          of the run
     initial         the starting model
     observed        gathers to fit, with their survey
-    observed_rms    root mean square of all observed samples after data.mute, Pa; residuals are counted in this unit,
+    observed_rms    root mean square of the observed samples after data.mute, Pa; residuals are counted in this unit,
                     which keeps gradients near 1 whatever the strength of the source, as Adam's epsilon wants
     band_rms        the same below each corner of inversion.bands_hz
+    silent          shots that are left out, see `silent_shots`
     wavelet         float32[shot, source, time], Pa; None: what configuration and gathers say
     device          that waves are computed on; None: as cluster.device says for this process
 
@@ -73,6 +74,7 @@ class InversionTask:
         observed_rms: float,
         *,
         band_rms: Sequence[float] = (),
+        silent: Sequence[int] = (),
         wavelet: NDArray[np.float32] | None = None,
         device: Device | None = None,
     ) -> None:
@@ -87,7 +89,8 @@ class InversionTask:
         self._rms_of_stages = (*band_rms, observed_rms)
         self._stage = self._stages[-1]
         self._listener = self.simulator  # predicts what this stage compares
-        self.groups = groups_of_shots(survey.shots, config.inversion.shots_per_item)
+        self.shots = [shot for shot in range(survey.shots) if shot not in silent]
+        self.groups = groups_of_shots(self.shots, config.inversion.shots_per_item)
         self.items_per_iteration = config.inversion.items_per_iteration or len(self.groups)
         self.parameterisation = build_parameterisation(
             config.inversion.parameterisation,
@@ -273,9 +276,9 @@ class InversionTask:
     def _energy_of_iteration(self) -> float:
         """Observed energy of the shots of an iteration on average, in units of observed_rms²."""
         mute, survey = self._config.data.mute, self._observed.survey
-        samples = float(math.prod(self._observed.shape))
+        samples = float(len(self.shots) * math.prod(self._observed.shape[1:]))
         if self._normalised:  # all traces are equal but for their weights
-            each = trace_weights(mute, survey, range(survey.shots))
+            each = trace_weights(mute, survey, self.shots)
             samples = survey.samples * math.fsum(np.square(each).ravel().tolist())
         return samples / iterations_per_pass(len(self.groups), self._config.inversion.items_per_iteration)
 
@@ -380,6 +383,7 @@ def open_task(run: Path, *, device: Device | None = None) -> InversionTask:
         observed,
         float(results.attrs["observed_rms"]),
         band_rms=results.attrs.get("band_rms", ()),
+        silent=results.attrs.get("silent_shots", ()),
         wavelet=np.asarray(results["wavelet"][:], np.float32) if "wavelet" in results else None,
         device=device,
     )

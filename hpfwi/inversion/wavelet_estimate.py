@@ -94,6 +94,7 @@ def estimate_wavelet(
 def estimate_each(
     experiment: Experiment,
     observed: Callable[[int], NDArray[np.float32]],
+    common: Estimate,
     *,
     length_s: float | None = None,
     max_offset_m: float = math.inf,
@@ -101,6 +102,8 @@ def estimate_each(
     progress: Callable[[int, int], None] = lambda done, shots: None,
 ) -> list[Estimate]:
     """The wavelet of every shot of the survey, from its own gather alone; arguments as of `estimate_wavelet`.
+
+    common      its wavelet stands in for that of a shot whose traces are all zero
 
     raises  as `estimate_wavelet`, of the first shot that it is true of
     """
@@ -113,10 +116,13 @@ def estimate_each(
             raise ConfigError(
                 f"Shot {shot} has no receiver within {max_offset_m:g} m of its source: give more with --max-offset-m."
             )
-        try:
-            found.append(probe.estimate([pair]))
-        except DataError as error:
-            raise DataError(f"Shot {shot}: {error}") from error
+        if pair[1].any():
+            try:
+                found.append(probe.estimate([pair]))
+            except DataError as error:
+                raise DataError(f"Shot {shot}: {error}") from error
+        else:
+            found.append(Estimate(common.wavelet, 0.0, len(pair[1]), 0.0))
         progress(shot + 1, shots)
     return found
 

@@ -62,7 +62,8 @@ class GathersStore:
                 ) from error
             if not np.isfinite(gathers[row]).all():
                 raise DataError(
-                    f"Shot {shot} of {self.path} holds NaN or infinity, or its chunk is missing: write it again."
+                    f"Shot {shot} of {self.path} holds NaN or infinity, or its chunk is missing: write it again, with "
+                    "zeros to have the shot left out."
                 )
         return gathers
 

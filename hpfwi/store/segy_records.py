@@ -113,15 +113,18 @@ def open_records(
         remarks.append(f"{int((~inside).sum())} traces outside {min_offset_m:g} to {max_offset_m:g} m are left out.")
     delays = _delays(file, dt_s)
     samples = _samples(file, dt_s, duration_s, int(delays[kept].max()))
-    live, dead = [], 0
+    live, dead, silent = [], 0, []
     for traces in _shots(file, kept[inside], sources)[::every]:
         table = file.read(traces)
         dies = ~(np.isfinite(table).all(axis=1) & table.any(axis=1))
         dead += int(dies.sum())
-        if not dies.all():
+        if dies.all():
+            silent.append(str(file.field(9)[traces[0]]))
+        else:
             live.append(traces[~dies])
     if dead:
-        remarks.append(f"{dead} dead traces (zeros, NaN or infinity) are left out.")
+        of_shots = f", among them all of field record {', '.join(silent)}" if silent else ""
+        remarks.append(f"{dead} dead traces (zeros, NaN or infinity) are left out{of_shots}.")
     if not live:
         raise DataError(f"No trace of {file.path} is left; widen the offsets, or look at its trace codes and samples.")
     if band_hz is not None:

@@ -128,7 +128,8 @@ def test_dead_traces_and_shots_of_them_are_left_out(tmp_path: Path) -> None:
     records, gathers = read(write(tmp_path / "a.sgy", headers, table))
     assert records.survey.receivers_m[..., 1].tolist() == [[60.0, 70.0]]
     assert (gathers[0] == 1).all()
-    assert records.remarks == ("3 dead traces (zeros, NaN or infinity) are left out.",)
+    (remark,) = records.remarks
+    assert remark == "3 dead traces (zeros, NaN or infinity) are left out, among them all of field record 2."
 
 
 def test_delays_shift_traces_to_the_time_of_the_shot(tmp_path: Path) -> None:

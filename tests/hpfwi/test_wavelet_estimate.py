@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpfwi.cli_field import _estimated
 from hpfwi.config import load_config
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.experiment import Experiment, build_experiment
-from hpfwi.inversion.wavelet_estimate import estimate_each, estimate_wavelet, shaping_filter
+from hpfwi.inversion.wavelet_estimate import Estimate, estimate_each, estimate_wavelet, shaping_filter
 from hpfwi.physics.modelling import simulate
 from hpfwi.physics.source import ricker
 from hpfwi.store.gathers import open_gathers, write_gathers
@@ -67,21 +68,29 @@ def test_each_shot_has_a_wavelet_of_its_own(measured: tuple[Experiment, np.ndarr
     def read(shot: int) -> np.ndarray:
         return (1.0 + shot) * np.roll(observed(experiment, shot), 12 * shot, axis=-1)
 
-    found = estimate_each(experiment, read, length_s=0.6)
+    common = estimate_wavelet(experiment, read, [0, 1, 2], length_s=0.6)
+    found = estimate_each(experiment, read, common, length_s=0.6)
     assert [one.traces for one in found] == [40, 40, 40]
     for shot, one in enumerate(found):
         assert one.explained > 0.999
         wanted = (1.0 + shot) * np.roll(series, 12 * shot)[:201]
         assert np.abs(one.wavelet - wanted).max() < 0.03 * np.abs(wanted).max()
-    assert estimate_wavelet(experiment, read, [0, 1, 2], length_s=0.6).explained < 0.8
+    assert common.explained < 0.8
 
 
-def test_a_shot_without_a_wavelet_is_named(measured: tuple[Experiment, np.ndarray]) -> None:
+def test_a_shot_without_a_wavelet_is_named_and_a_silent_one_takes_the_common(
+    measured: tuple[Experiment, np.ndarray],
+) -> None:
     experiment, _ = measured
+    common = Estimate(np.arange(5.0), 0.5, 120, 1.0)
     with pytest.raises(ConfigError, match=r"Shot 0 has no receiver within -1 m of its source: .* --max-offset-m"):
-        estimate_each(experiment, lambda shot: observed(experiment, shot), max_offset_m=-1.0)
-    with pytest.raises(DataError, match=r"^Shot 1: The predicted or the observed traces are all zero"):
-        estimate_each(experiment, lambda shot: observed(experiment, shot) * (shot != 1))
+        estimate_each(experiment, lambda shot: observed(experiment, shot), common, max_offset_m=-1.0)
+    found = estimate_each(experiment, lambda shot: observed(experiment, shot) * (shot != 1), common)
+    assert found[1].wavelet is common.wavelet
+    assert [one.energy > 0 for one in found] == [True, False, True]
+    said = _estimated(common, [0, 2], found, experiment.survey)
+    assert "Silent       shot 1: the wavelet in common stands in for theirs" in said
+    assert not any(line.startswith("Shot 1 ") for line in said)
 
 
 def test_offsets_limit_the_traces(measured: tuple[Experiment, np.ndarray]) -> None:
