@@ -22,6 +22,7 @@ class Saved:
     epoch_sums, epoch_times     of the epoch so far, see `EpochMeans`
     told_skips                  steps left out that the log has told of
     best                        epoch, step and scores of the best validation so far
+    judged                      validation losses that an early stop looks at
     """
 
     done: int
@@ -32,6 +33,7 @@ class Saved:
     epoch_times: dict[str, float]
     told_skips: int
     best: dict[str, Any] | None
+    judged: tuple[float, ...]
 
 
 def write(folder: Path, saved: Saved, score: float | None) -> Path:
@@ -47,6 +49,7 @@ def write(folder: Path, saved: Saved, score: float | None) -> Path:
         "epoch_times": saved.epoch_times,
         "told_skips": saved.told_skips,
         "best": saved.best,
+        "judged": list(saved.judged),
     }
     if score is not None:
         meta["score"] = score
@@ -72,5 +75,6 @@ def read(folder: Path) -> tuple[Saved, tuple[str, ...]] | None:
         meta.get("epoch_times", {}),
         meta.get("told_skips", 0),
         meta["best"],
+        tuple(meta.get("judged", ())),
     )
     return saved, found.skipped

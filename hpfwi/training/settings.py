@@ -26,6 +26,7 @@ from hpfwi.networks.build import NetworkChoice, build_network
 from hpfwi.parallel import ClusterSettings
 from hpfwi.store.openfwi import PairStore
 from hpfwi.training.batches import LoaderSettings, steps_per_epoch
+from hpfwi.training.early_stop import EarlyStopSettings
 from hpfwi.training.losses import LossSettings
 from hpfwi.training.mirror import require_symmetric
 from hpfwi.training.normalise import NormalisationSettings
@@ -149,6 +150,7 @@ class TrainingSettings(BaseModel):
     )
     loss: LossSettings = LossSettings.model_validate({})
     schedule: ScheduleSettings = ScheduleSettings.model_validate({})
+    early_stop: EarlyStopSettings = EarlyStopSettings.model_validate({})
     normalisation: NormalisationSettings = NormalisationSettings.model_validate({})
     optimiser: AdamSettings = AdamSettings.model_validate({})
 
@@ -176,6 +178,16 @@ class TrainingSettings(BaseModel):
             raise ValueError(
                 f"curriculum={list(self.curriculum)} leaves none of {self.epochs} epochs for the true records; lower "
                 "its first two numbers or train longer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _milestones_within_the_run(self) -> Self:
+        milestones = self.schedule.milestones
+        if milestones and milestones[-1] >= self.epochs:
+            raise ValueError(
+                f"schedule.milestones={list(milestones)} are not all before the end of {self.epochs} epochs; lower or "
+                "leave out the last ones, or train longer"
             )
         return self
 

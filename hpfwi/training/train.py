@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -27,13 +28,14 @@ from hpfwi.parallel import (
 )
 from hpfwi.progress import Progress, clock
 from hpfwi.training import saved
+from hpfwi.training.early_stop import without_gain
 from hpfwi.training.forward import in_mps
 from hpfwi.training.idle import idle_workers
 from hpfwi.training.items import Items
 from hpfwi.training.means import EpochMeans, skipped_before
 from hpfwi.training.pictures import draw_predictions
 from hpfwi.training.replicas import part_of
-from hpfwi.training.schedule import learning_rate
+from hpfwi.training.schedule import LAST_STAGE, curriculum_stage, learning_rate
 from hpfwi.training.settings import TrainConfig
 from hpfwi.training.spikes import Skipped, skipped_of
 from hpfwi.training.task import HALTED, open_task
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 class Outcome:
     """How a finished training run ended.
 
+    epochs, steps      that it took
+    early              it ended before its last epoch, because validations gained nothing any more
     loss               mean over the steps of the last epoch
     best_epoch         counted from 1, the one with the least validation loss
     best_validation    its scores: loss and its terms, mae_mps, rmse_mps, ssim
@@ -58,6 +62,7 @@ class Outcome:
 
     epochs: int
     steps: int
+    early: bool
     seconds: float
     samples_per_s: float
     loss: float
@@ -122,7 +127,7 @@ def train(config: TrainConfig, folder: RunFolder, *, resume: bool, stop: Stop) -
             with group:
                 group.tell = run.told
                 run.give_state(group)
-                while run.done < run.steps or run.owes_an_epoch:
+                while not run.is_over or run.owes_an_epoch:
                     if stop.requested:
                         run.leave(group)
                         raise stopped()
@@ -152,6 +157,8 @@ class _Run:
         self.epoch = EpochMeans(self.settings.batch)
         self.told_skips = 0
         self.best: dict[str, Any] | None = None
+        self.judged: list[float] = []
+        """Validation losses that an early stop looks at."""
         self.saved: saved.Saved
 
     def start(self) -> None:
@@ -234,6 +241,17 @@ class _Run:
         """Whether an epoch's steps are done and what ends it is not: the run was stopped in between."""
         return bool(self.epoch.sums) and self.done % self.per_epoch == 0
 
+    @property
+    def without_gain(self) -> int:
+        """Validations in a row without a gain."""
+        return without_gain(self.judged, self.settings.early_stop.minimum_gain)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left to take, or validations gain nothing any more."""
+        patience = self.settings.early_stop.patience
+        return self.done == self.steps or self.without_gain >= (patience or math.inf)
+
     def leave(self, group: Group) -> None:
         """Leave a checkpoint of this moment where the group still has it; else go back to the last one."""
         try:
@@ -251,9 +269,13 @@ class _Run:
         """Mark the run done."""
         epochs = [event for event in self.folder.events() if event["kind"] == "epoch"]
         assert self.best is not None  # the last epoch is always validated
+        taken, early = self.done // self.per_epoch, self.done < self.steps
+        if early:
+            self.say(f"Ended early, after epoch {taken}: {self.without_gain} validations in a row without a gain.")
         outcome = Outcome(
-            epochs=self.settings.epochs,
+            epochs=taken,
             steps=self.done,
+            early=early,
             seconds=self.seconds,
             samples_per_s=self.done * self.settings.batch / self.seconds,
             loss=epochs[-1]["loss"],
@@ -261,7 +283,8 @@ class _Run:
             best_validation=self.best["validation"],
             parameters=_parameters(self.task.network),
         )
-        self.folder.event("done", iterations=self.done, seconds=self.seconds)
+        gainless = {"without_gain": self.without_gain} if early else {}
+        self.folder.event("done", iterations=self.done, seconds=self.seconds, early=early, **gainless)
         self.folder.done(asdict(outcome))
         return outcome
 
@@ -283,6 +306,9 @@ class _Run:
         state = group.state()
         if validation is not None and (self.best is None or validation["loss"] < self.best["validation"]["loss"]):
             self.best = {"epoch": epoch, "iteration": self.done, "validation": validation}
+        stages = self.settings.curriculum
+        if validation is not None and (stages is None or curriculum_stage(epoch, stages) == LAST_STAGE):
+            self.judged.append(validation["loss"])
         rate = self._rate(self.done - 1)
         self._log(
             "epoch",
@@ -292,8 +318,11 @@ class _Run:
             learning_rate=rate,
             **speed,
             validation=validation or {},
+            without_gain=self.without_gain,
         )
         judged = "" if validation is None else f"  validation {validation['loss']:.4g}, {validation['mae_mps']:.1f} m/s"
+        if validation is not None and self.settings.early_stop.patience is not None:
+            judged += f", {self.without_gain} of {self.settings.early_stop.patience} without a gain"
         self.say(
             f"epoch {epoch + 1}/{self.settings.epochs}  loss {means['loss']:.4g}{judged}  rate {rate:.3g}  "
             f"{speed['samples_per_s']:.3g} samples/s  waiting for data {speed['data_wait_share']:.0%}  "
@@ -346,7 +375,10 @@ class _Run:
         # Of a step that was given up nothing is kept.
         state = {name: value for name, value in state.items() if not name.startswith(HALTED)}
         epoch = (dict(self.epoch.sums), dict(self.epoch.times))
-        now = saved.Saved(self.done, self.items.exponents, self.seconds, state, *epoch, self.told_skips, self.best)
+        judged = tuple(self.judged)
+        now = saved.Saved(
+            self.done, self.items.exponents, self.seconds, state, *epoch, self.told_skips, self.best, judged
+        )
         path = saved.write(self.folder.checkpoints, now, score)
         self.saved = now
         kept = str(path.relative_to(self.folder.path))
@@ -356,7 +388,7 @@ class _Run:
         """Take everything back to the last checkpoint; a course that was left leaves no trace."""
         self.done, self.items.exponents = self.saved.done, self.saved.exponents
         self.epoch.restore(self.saved.epoch_sums, self.saved.epoch_times)
-        self.told_skips, self.best = self.saved.told_skips, self.saved.best
+        self.told_skips, self.best, self.judged = self.saved.told_skips, self.saved.best, list(self.saved.judged)
         self._forget_after(self.done)
 
     def _forget_after(self, done: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hpfwi.errors import ConfigError
 from hpfwi.training.published import published_recipe
 from hpfwi.training.schedule import ScheduleSettings, curriculum_stage, generator_moves, learning_rate
+from hpfwi.training.settings import load_train_config
 
 
 def published_rate(epoch: int, epochs: int = 140, steps_per_epoch: int = 1200, within: int = 0) -> float:
@@ -58,6 +59,36 @@ def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
         ConfigError, match=r"warm-up of 14 epochs leaves none of 10 .* schedule.warm_up_epochs below 10"
     ):
         learning_rate(ScheduleSettings(warm_up_epochs=14), step=0, steps_per_epoch=1, epochs=10)
+
+
+def test_milestones_multiply_the_rate() -> None:
+    settings = ScheduleSettings(kind="multi-step", peak=1.0, milestones=(2, 3), factor=0.5)
+    rates = [learning_rate(settings, step=step, steps_per_epoch=2, epochs=5) for step in range(10)]
+    assert rates == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
+    rising = settings.model_copy(update={"warm_up_epochs": 2})
+    rates = [learning_rate(rising, step=step, steps_per_epoch=2, epochs=5) for step in range(6)]
+    assert rates == [0.25, 0.5, 0.75, 1.0, 0.5, 0.5]
+    per_epoch = rising.model_copy(update={"as_published": True})
+    rates = [learning_rate(per_epoch, step=step, steps_per_epoch=2, epochs=5) for step in range(6)]
+    assert rates == [0.0, 0.0, 0.5, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("kind=multi-step", r"needs milestones; give the epochs after which the rate falls, such as \[40, 80\]"),
+        ("milestones=[40]", "have no effect with kind='warm-up-cosine'"),
+        ("kind=multi-step milestones=[80,40]", r"milestones=\[80, 40\] do not ascend"),
+        ("kind=multi-step milestones=[40,40]", r"milestones=\[40, 40\] do not ascend"),
+        ("kind=multi-step milestones=[0,40]", r"milestones=\[0, 40\] do not ascend from 1"),
+        ("kind=multi-step milestones=[40,140]", "are not all before the end of 140 epochs"),
+        ("kind=multi-step milestones=[40] warm_up_epochs=41", "ends after the first .* lower it to 40"),
+        ("kind=multi-step milestones=[40] factor=1", "factor = 1 .* give less than 1"),
+    ],
+)
+def test_milestones_that_make_no_schedule_are_refused(options: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_train_config(None, [f"training.schedule.{option}" for option in options.split()])
 
 
 def test_the_generator_moves_every_fifth_step_and_at_the_end_of_an_epoch() -> None:

@@ -20,6 +20,7 @@ from hpfwi.cli import app
 from hpfwi.errors import DataError, NumericsError, Stopped
 from hpfwi.parallel import GroupLost
 from hpfwi.run_folder import RunFolder, read_events
+from hpfwi.status import status
 from hpfwi.stop import Stop
 from hpfwi.store.openfwi import PairStore
 from hpfwi.store.pair_manifest import digest_of
@@ -116,7 +117,7 @@ def ended(folder: RunFolder, *, resume: bool, stop_after: int | None, **changes:
     if stop_after is None:
         train(config, folder, resume=resume, stop=stop)
     else:
-        with pytest.raises(Stopped, match=f"Stopped after step {stop_after} of 6 .*hpfwi resume"):
+        with pytest.raises(Stopped, match=rf"Stopped after step {stop_after} of \d+ .*hpfwi resume"):
             train(config, folder, resume=resume, stop=stop)
     assert folder.is_done is (stop_after is None)
     return folder.path
@@ -188,6 +189,42 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     for stop_after in (*stops[1:], None):
         gone_on(path, stop_after)
     assert bits(path) == bits(whole)
+
+
+PATIENT = {
+    "training__epochs": 9,
+    "training__curriculum": "[1, 0, 8]",
+    "training__early_stop__patience": 2,
+    "training__early_stop__minimum_gain": 0.9,
+    "training__schedule__kind": "multi-step",
+    "training__schedule__milestones": "[1, 2]",
+    "training__checkpoint_every": 100,
+}
+"""27 steps at most; no validation gains nine tenths of the loss after the first epoch of true records."""
+
+
+def test_a_run_without_gains_ends_early_and_a_resumed_one_at_the_same_step(
+    trained: RunTraining, tmp_path: Path
+) -> None:
+    path = trained(tmp_path / "whole", **PATIENT)
+    done = json.loads((path / "done.json").read_text())
+    assert (done["epochs"], done["steps"], done["early"]) == (4, 12, True)
+    events = read_events(path)
+    epochs = [event for event in events if event["kind"] == "epoch"]
+    assert [event["without_gain"] for event in epochs] == [0, 0, 1, 2]
+    assert done["best_epoch"] == 1 + int(np.argmin([event["validation"]["loss"] for event in epochs]))
+    assert status(path).why == "early, after 2 validations in a row without a gain"
+    rates = [event["learning_rate"] for event in events if event["kind"] == "step"]
+    assert rates == pytest.approx(np.repeat([1e-3, 1e-4, 1e-5, 1e-5], 3))
+
+    for step in (4, 11):
+        parted = trained(tmp_path / str(step), stop_after=step, **PATIENT)
+        assert bits(gone_on(parted)) == bits(path)
+    # Killed after its last checkpoint: there is nothing to train any more.
+    (parted / "done.json").unlink()
+    assert bits(gone_on(parted)) == bits(path)
+    again = json.loads((parted / "done.json").read_text())
+    assert {name for name in done if done[name] != again[name]} <= CLOCKS
 
 
 def test_a_run_that_was_killed_goes_back_to_its_checkpoint(trained: RunTraining, whole: Path, tmp_path: Path) -> None:
