@@ -127,6 +127,11 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(manifest["iteration"], _deserialise(blob), manifest["meta"], path)
 
 
+def part_of(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+
+
 def _serialise(tensors: Mapping[str, np.ndarray]) -> bytes:
     from safetensors.numpy import save as to_bytes
 

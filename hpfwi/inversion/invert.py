@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpfwi import checkpoints
 from hpfwi.commands import command_on
 from hpfwi.errors import DataError, NumericsError, RunClusterError, Stopped
 from hpfwi.experiment import cluster_of
@@ -157,12 +158,12 @@ class _Run:
 
     def restore(self) -> bool:
         """Take up the last good checkpoint; False where the run stopped before it had one."""
-        found = saved.read(self.folder.checkpoints)
+        found = checkpoints.load_latest(self.folder.checkpoints)
         if found is None:
             self._forget_after(0)
             return False
-        self.saved, skipped = found
-        for sentence in skipped:
+        self.saved = saved.saved_in(found)
+        for sentence in found.skipped:
             self.say(sentence)
         self.task = open_task(self.folder.path)
         models = _models(self.folder)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpfwi import checkpoints
+from hpfwi.checkpoints import Checkpoint, part_of
 from hpfwi.parallel import State
 
 _STATE = "state/"
@@ -51,25 +52,14 @@ def write(folder: Path, saved: Saved, score: float | None) -> Path:
     return checkpoints.save(folder, saved.done, tensors, meta)
 
 
-def read(folder: Path) -> tuple[Saved, tuple[str, ...]] | None:
-    """The last good checkpoint and a sentence for each that was passed over; None where there is no checkpoint.
-
-    raises  as `hpfwi.checkpoints.load_latest`
-    """
-    found = checkpoints.load_latest(folder)
-    if found is None:
-        return None
+def saved_in(found: Checkpoint) -> Saved:
+    """What `write` wrote."""
     best = found.tensors.get(_BEST)
-    saved = Saved(
+    return Saved(
         found.iteration,
         found.meta["exponent"],
         float(found.meta["seconds"]),
-        _part(found.tensors, _STATE),
-        _part(found.tensors, _REFERENCE),
+        part_of(found.tensors, _STATE),
+        part_of(found.tensors, _REFERENCE),
         None if best is None else (found.meta["best_score"], best),
     )
-    return saved, found.skipped
-
-
-def _part(tensors: dict[str, np.ndarray], prefix: str) -> State:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

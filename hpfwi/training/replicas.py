@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hpfwi.checkpoints import part_of
 from hpfwi.errors import DataError
 
 STATISTICS = ("running_mean", "running_var")
@@ -42,11 +43,6 @@ def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 def trained_parameters(network: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Parameters that receive gradients, in the order of the vector."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
-
-
-def part_of(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The saved arrays whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def put_weights(weights: Mapping[str, torch.Tensor], saved: Mapping[str, np.ndarray], prefix: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpfwi import checkpoints
+from hpfwi.checkpoints import Checkpoint, part_of
 from hpfwi.parallel import State
 from hpfwi.training.trained import STATE
 
@@ -57,24 +58,17 @@ def write(folder: Path, saved: Saved, score: float | None) -> Path:
     return checkpoints.save(folder, saved.done, tensors, meta)
 
 
-def read(folder: Path) -> tuple[Saved, tuple[str, ...]] | None:
-    """The last good checkpoint and a sentence for each that was passed over; None where there is no checkpoint.
-
-    raises  as `hpfwi.checkpoints.load_latest`
-    """
-    found = checkpoints.load_latest(folder)
-    if found is None:
-        return None
+def saved_in(found: Checkpoint) -> Saved:
+    """What `write` wrote."""
     meta = found.meta
-    saved = Saved(
+    return Saved(
         found.iteration,
         tuple(meta["exponents"]) if "exponents" in meta else (meta["exponent"],),
         float(meta["seconds"]),
-        {name.removeprefix(STATE): value for name, value in found.tensors.items()},
+        part_of(found.tensors, STATE),
         meta["epoch_sums"],
         meta.get("epoch_times", {}),
         meta.get("told_skips", 0),
         meta["best"],
         tuple(meta.get("judged", ())),
     )
-    return saved, found.skipped

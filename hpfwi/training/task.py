@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hpfwi.checkpoints import part_of
 from hpfwi.errors import DataError, NumericsError
 from hpfwi.inversion.optimise import build_adam, load_optimiser_state, optimiser_state
 from hpfwi.networks.build import build_network
@@ -32,7 +33,6 @@ from hpfwi.training.order import mirrored
 from hpfwi.training.replicas import (
     Replicas,
     largest_gradient,
-    part_of,
     put_weights,
     statistics_of,
     take_total,

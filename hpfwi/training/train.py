@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hpfwi import checkpoints
+from hpfwi.checkpoints import part_of
 from hpfwi.commands import command_on
 from hpfwi.errors import DataError, DiskError, NumericsError, RunClusterError, Stopped
 from hpfwi.parallel import (
@@ -34,7 +36,6 @@ from hpfwi.training.idle import idle_workers
 from hpfwi.training.items import Items
 from hpfwi.training.means import EpochMeans, skipped_before
 from hpfwi.training.pictures import draw_predictions
-from hpfwi.training.replicas import part_of
 from hpfwi.training.schedule import LAST_STAGE, curriculum_stage, learning_rate
 from hpfwi.training.settings import TrainConfig
 from hpfwi.training.spikes import Skipped, skipped_of
@@ -187,12 +188,12 @@ class _Run:
     def restore(self) -> bool:
         """Take up the last good checkpoint; False where the run stopped before it had one."""
         require_same_pairs(self.folder.path, self.task.store)
-        found = saved.read(self.folder.checkpoints)
+        found = checkpoints.load_latest(self.folder.checkpoints)
         if found is None:
             self._forget_after(0)
             return False
-        self.saved, skipped = found
-        for sentence in skipped:
+        self.saved = saved.saved_in(found)
+        for sentence in found.skipped:
             self.say(sentence)
         self._back_to_saved()
         self.seconds = self.saved.seconds
