@@ -117,7 +117,14 @@ def invert(
 
 
 @_verb
-def resume(folder: Folder, workers: Workers = None) -> None:
+def resume(
+    folder: Folder,
+    workers: Workers = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="PATH.zarr", help="Where the pairs of a training run lie now, if elsewhere."),
+    ] = None,
+) -> None:
     """Go on with a stopped or killed run.
 
     It starts from the last checkpoint that is whole and gives the same result, bit for bit, on any number of workers.
@@ -132,8 +139,13 @@ def resume(folder: Folder, workers: Workers = None) -> None:
             typer.echo(f"{folder} is finished; there is nothing to resume.")
             return
         if is_training(folder):
-            resume_training(run, _overrides(None, workers=workers))
+            resume_training(run, _overrides(None, workers=workers), data)
             return
+        if data is not None:
+            raise ConfigError(
+                f"--data is for training runs and {folder} inverts gathers; leave it out, and write where gathers that "
+                f"have moved are now into data.observed of {run.config_path}."
+            )
         config, _ = load_config(run.config_path, _overrides(None, workers=workers))
         _drive(config, run, going_on=True)
 

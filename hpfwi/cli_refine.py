@@ -16,7 +16,7 @@ import typer
 
 from hpfwi.cli_generate import On, Processor, Workers, cluster_for
 from hpfwi.cli_pairs import Out, progress_of, resumable
-from hpfwi.cli_train import Checkpoint, Run, Which
+from hpfwi.cli_train import Checkpoint, Network, Which
 from hpfwi.errors import Stopped
 from hpfwi.verbs import verb_of
 
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def refine(
-    run: Run,
+    network: Network,
     out: Out,
     data: Annotated[
         Path, typer.Option("--data", metavar="RECORDS.ZARR", help="A store of pairs; its models decide nothing.")
@@ -65,9 +65,10 @@ def refine(
     from hpfwi.refinement.settings import load_refinement
     from hpfwi.refinement.shown import FIGURE, draw_some
     from hpfwi.refinement.source import open_source
+    from hpfwi.training.normalise import scale_in_words
 
     settings, _ = load_refinement(overrides or [])
-    source = open_source(run, data, settings, split=split, samples=samples, which=checkpoint.value, say=typer.echo)
+    source = open_source(network, data, settings, split=split, samples=samples, which=checkpoint.value, say=typer.echo)
     cluster = cluster_for(workers, device)
     on_gpu = placed(cluster, usable_gpus()).device == "cuda"
     with resumable() as command, _noticed() as look:
@@ -76,7 +77,7 @@ def refine(
         count = len(source.samples)
         typer.echo(
             f"{count} samples of {data}, {count - todo} of them whole: {settings.iterations} iterations each of "
-            f"{settings.parameterisation.kind} from what {run.name} proposes"
+            f"{settings.parameterisation.kind} from what {network.name} proposes"
         )
         begin = time.monotonic()
         with progress_of("samples") as progress:
@@ -89,8 +90,16 @@ def refine(
     for line in _summary(rows):
         typer.echo(line)
     typer.echo(f"Wrote        {store.samples} pairs to {out}, with refinement.csv and refinement.png")
-    again = ["hpfwi", "train", str(run / "config.toml"), "--data", str(out), "--weights", str(run)]
-    typer.echo(f"Next         {shlex.join([*again, '--name', f'{run.resolve().name}-refined'])}")
+    again = ["--data", str(out), "--weights", str(network)]
+    if network.is_dir():
+        words = ["hpfwi", "train", str(network / "config.toml"), *again, "--name", f"{network.resolve().name}-refined"]
+        typer.echo(f"Next         {shlex.join(words)}")
+    else:
+        scale = scale_in_words(source.trained().config.training.normalisation)
+        typer.echo(
+            f"Next         {shlex.join(['hpfwi', 'train', 'RUN.TOML', *again])}, RUN.TOML with the same network and "
+            f"velocities on {scale}"
+        )
 
 
 def _summary(rows: Sequence[Row]) -> list[str]:

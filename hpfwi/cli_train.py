@@ -38,6 +38,10 @@ class Device(StrEnum):
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run, such as runs/train_amfms.")]
+Network = Annotated[
+    Path,
+    typer.Argument(metavar="NETWORK", help="The folder of a training run, or a file that `hpfwi export` wrote."),
+]
 Checkpoint = Annotated[
     Which, typer.Option("--checkpoint", help="The one with the least validation loss, or the last one.")
 ]
@@ -129,10 +133,13 @@ def _require_weights(config: TrainConfig, folder: Path) -> None:
     read_weights(path).put_into(build_network(config.network), config.network)
 
 
-def resume_training(run: RunFolder, overrides: list[str]) -> None:
-    """Go on with the training run in an open folder; `hpfwi resume` calls this."""
+def resume_training(run: RunFolder, overrides: list[str], data: Path | None) -> None:
+    """Go on with the training run in an open folder, whose pairs may be at `data` now; `hpfwi resume` calls this."""
+    from hpfwi.training.moved import move_pairs
     from hpfwi.training.settings import load_train_config
 
+    if data is not None:
+        move_pairs(run, data)
     config, _ = load_train_config(run.config_path, overrides)
     _drive(config, run, going_on=True)
 
@@ -176,11 +183,12 @@ def _drive(config: TrainConfig, run: RunFolder, *, going_on: bool) -> None:
 
 
 def evaluate(
-    run: Run,
+    network: Network,
     split: Split = "test",
     checkpoint: Checkpoint = Which.best,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="PATH.zarr", help="Another store than the run's own.")
+        Path | None,
+        typer.Option("--data", metavar="PATH.zarr", help="Another store than the run's own; a file needs one."),
     ] = None,
     lpips: Annotated[
         Path | None,
@@ -191,14 +199,14 @@ def evaluate(
     """Score a trained network on samples it has not seen.
 
     Writes a table of every sample, means with 95 % confidence intervals, the best, median and worst sample and
-    profiles through them to RUN/evaluation/SPLIT.
+    profiles through them to RUN/evaluation/SPLIT, for a file of weights to FILE-evaluation/SPLIT beside it.
     """
     from hpfwi.training.compare import said
     from hpfwi.training.evaluate import NOT_COMPUTED, PUBLISHED
-    from hpfwi.training.evaluate import evaluate as evaluate_run
+    from hpfwi.training.evaluate import evaluate as evaluate_network
 
-    found = evaluate_run(
-        run, split, which=checkpoint.value, data=data, device=device.value, lpips=lpips, progress=_counted()
+    found = evaluate_network(
+        network, split, which=checkpoint.value, data=data, device=device.value, lpips=lpips, progress=_counted()
     )
     typer.echo(f"Velocities   {found.scale}")
     width = max(len(name) for name in found.means)
@@ -211,10 +219,7 @@ def evaluate(
 
 
 def predict(
-    network: Annotated[
-        Path,
-        typer.Argument(metavar="NETWORK", help="The folder of a training run, or a file that `hpfwi export` wrote."),
-    ],
+    network: Network,
     records: Annotated[
         Path, typer.Argument(metavar="RECORDS.NPY", help="Records [sample, shot, time, receiver], or one sample.")
     ],
@@ -244,7 +249,9 @@ def predict(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Folders of evaluated training runs.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN ...", help="Evaluated training runs, or files of weights.")
+    ],
     split: Annotated[str, typer.Option("--split", help="The evaluation to compare.")] = "test",
     out: Annotated[Path, typer.Option("--out", metavar="PATH.png", help="The figure.")] = Path("comparison.png"),
 ) -> None:
@@ -266,7 +273,7 @@ def export(
     """Write the weights of a trained network as one safetensors file.
 
     They are the network's torch state dict, with its name and scales in the header: to hand on, to load without
-    hpfwi, to predict with (`hpfwi predict`), or to begin another run with (`hpfwi train --weights`).
+    hpfwi, to evaluate, predict and refine with, or to begin another run with (`hpfwi train --weights`).
     """
     from hpfwi.training.weights import export as export_weights
 

@@ -179,6 +179,10 @@ class RunFolder:
             self._events = -1
         _replace(self.path / "events.jsonl", "".join(json.dumps(event, allow_nan=False) + "\n" for event in kept))
 
+    def configure(self, config: BaseModel) -> None:
+        """Put another configuration in the place of the folder's; raises DiskError, and the old one is still there."""
+        _replace(self.config_path, as_toml(config))
+
     def done(self, summary: Mapping[str, Any]) -> None:
         """Write done.json: from here on the run is finished."""
         _replace(self.path / "done.json", json.dumps(_plain(summary), indent=1, allow_nan=False) + "\n")

@@ -16,7 +16,8 @@ from hpfwi.refinement.settings import RefinementSettings
 from hpfwi.store.openfwi import PairStore, open_pairs
 from hpfwi.training.replicas import weights_of
 from hpfwi.training.settings import split_of
-from hpfwi.training.trained import Trained, Which, open_trained, require_same_pairs
+from hpfwi.training.trained import Trained, Which
+from hpfwi.training.weights import open_network
 
 GEOMETRY = ("dx_m", "dz_m", "dt_s", "peak_hz", "sources_m", "receivers_m")
 """What a network has learnt about the physics of its records without being told."""
@@ -26,7 +27,7 @@ GEOMETRY = ("dx_m", "dz_m", "dt_s", "peak_hz", "sources_m", "receivers_m")
 class RefinementSource:
     """A trained network and the records that its proposals are refined against; can be pickled.
 
-    run, which      whose weights, of which checkpoint
+    network, which  folder of a run or file of `hpfwi export`, and the checkpoint of a run
     weights_sha256  that checkpoint's, see `weights_digest`
     data            store of the records
     samples         of that store
@@ -35,7 +36,7 @@ class RefinementSource:
     provenance      what the refined pairs are a function of, plain JSON values
     """
 
-    run: Path
+    network: Path
     which: Which
     weights_sha256: str
     data: Path
@@ -53,11 +54,11 @@ class RefinementSource:
         return store
 
     def trained(self, device: str = "cpu") -> Trained:
-        """The network; raises DataError where the run has another checkpoint by now."""
-        trained = open_trained(self.run, self.which, device=device)
+        """The network; raises DataError where the run has another checkpoint, or the file other weights, by now."""
+        trained = open_network(self.network, self.which, device=device)
         if weights_digest(trained) != self.weights_sha256:
             raise DataError(
-                f"The {self.which} weights of {self.run} are others than those this refinement began with: let "
+                f"The {self.which} weights of {self.network} are others than those this refinement began with: let "
                 "the run finish first, and begin anew under another name."
             )
         return trained
@@ -82,7 +83,7 @@ def weights_digest(trained: Trained) -> str:
 
 
 def open_source(
-    run: Path,
+    network: Path,
     data: Path,
     settings: RefinementSettings,
     *,
@@ -91,10 +92,12 @@ def open_source(
     which: Which = "best",
     say: Callable[[str], None] = lambda sentence: None,
 ) -> RefinementSource:
-    """Look whether a run's proposals for a store's records can be refined.
+    """Look whether a network's proposals for a store's records can be refined.
 
+    network     folder of a training run, or a file of `hpfwi export`
     split       of the store whose samples are refined
     samples     how many of them, from the first; None takes all
+    which       checkpoint of a run
     say         called with a sentence about what could not be looked at, or is cut off
 
     raises      ConfigError: not a training run, a network that does not predict m/s, no such split, too few samples
@@ -102,24 +105,25 @@ def open_source(
                 modelling is not known
                 hpfwi_kernels.errors.StabilityError: bounds up to velocities that cannot be modelled
     """
-    run, data = run.absolute(), data.absolute()  # workers may start in another folder
-    trained = open_trained(run, which)
+    network, data = network.absolute(), data.absolute()  # workers may start in another folder
+    trained = open_network(network, which)
     config = trained.config
     if config.training.normalisation.normalisation == "per-sample":
         raise ConfigError(
-            f"{run} was trained on each sample's own range ('per-sample') and proposes shapes, not m/s, which waves "
-            "cannot be modelled in; train with training.normalisation.normalisation = 'range'."
+            f"{network} was trained on each sample's own range ('per-sample') and proposes shapes, not m/s, which "
+            "waves cannot be modelled in; train with training.normalisation.normalisation = 'range'."
         )
     store = open_pairs(data)
     shapes = (store.records_shape, store.model_shape)
     if shapes != (trained.records_shape, config.network.model_shape):
         raise DataError(
-            f"{data} has records {list(shapes[0])} and models {list(shapes[1])}, and the network of {run} was trained "
-            f"on {list(trained.records_shape)} and {list(config.network.model_shape or ())}; give records of its shape."
+            f"{data} has records {list(shapes[0])} and models {list(shapes[1])}, and the network of {network} was "
+            f"trained on {list(trained.records_shape)} and {list(config.network.model_shape or ())}; give records of "
+            "its shape."
         )
     modelling = _modelling(store, settings.bounds_mps)
     _tell_of_bounds(trained, settings, say)
-    _require_same_geometry(trained, run, store, say)
+    _require_same_geometry(trained, network, store, say)
     chosen = split_of(store, split)
     if samples is not None and samples > len(chosen):
         raise ConfigError(
@@ -128,7 +132,7 @@ def open_source(
     digest = weights_digest(trained)
     chosen = chosen[:samples]
     return RefinementSource(
-        run=run,
+        network=network,
         which=which,
         weights_sha256=digest,
         data=data,
@@ -187,21 +191,17 @@ def _tell_of_bounds(trained: Trained, settings: RefinementSettings, say: Callabl
         )
 
 
-def _require_same_geometry(trained: Trained, run: Path, store: PairStore, say: Callable[[str], None]) -> None:
+def _require_same_geometry(trained: Trained, network: Path, store: PairStore, say: Callable[[str], None]) -> None:
     """Raise DataError where records were made with another geometry, time step or wavelet than those that trained."""
-    began_with = Path(trained.config.data.pairs)
-    try:
-        found = open_pairs(began_with)
-        require_same_pairs(run, found)
-    except DataError:
-        say(f"The pairs that trained {run.name} are not in {began_with} any more; only shapes could be compared.")
+    physics = trained.trained_on.physics
+    if physics is None:
+        say(f"{network} does not say how the records that trained it were made; only shapes could be compared.")
         return
-    physics = found.physics
     differs = [name for name in GEOMETRY if not _agree(physics.get(name), store.physics.get(name))]
     if differs:
         name = differs[0]
         raise DataError(
-            f"{store.path} has {name} = {_short(store.physics[name])} and the pairs that trained {run} had "
+            f"{store.path} has {name} = {_short(store.physics[name])} and the pairs that trained {network} had "
             f"{_short(physics[name])}: what the network learnt does not hold there; give records of the same modelling."
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hpfwi.commands import command_on
 from hpfwi.errors import ConfigError, DataError
-from hpfwi.training.evaluate import EVALUATION, PUBLISHED, Mean, mean_of, read_scores
+from hpfwi.training.evaluate import PUBLISHED, Mean, evaluations_of, mean_of, read_scores
 from hpfwi.training.metrics import Scores
 from hpfwi.training.outputs import require_free
 from hpfwi.training.pictures import draw_comparison
@@ -40,6 +40,8 @@ class Row:
 
 def compare(runs: Sequence[Path], split: str = "test", *, out: Path = Path("comparison.png")) -> list[Row]:
     """The rows of runs that were evaluated on the same samples of the same store; draws the figure `out`.
+
+    runs        their folders, or files of `hpfwi export`
 
     raises      ConfigError: fewer than two runs, a folder for a figure; DataError: a run was not evaluated, or on other
                 samples; a disk that refuses
@@ -85,8 +87,9 @@ def as_text(rows: Sequence[Row]) -> list[str]:
 
 
 def _read(run: Path, split: str) -> tuple[dict[str, Any], tuple[int, ...], Scores]:
-    require_training(run)
-    folder = run / EVALUATION / split
+    if not run.is_file():
+        require_training(run)
+    folder = evaluations_of(run) / split
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_bytes())
     except (OSError, ValueError) as error:

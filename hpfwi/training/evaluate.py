@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hpfwi.config import TO_BE_GIVEN
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.physics.openfwi import FASTEST_MPS, SLOWEST_MPS
 from hpfwi.store.atomic import new_folder
@@ -23,7 +24,8 @@ from hpfwi.training.metrics import Scores, benchmark_scores, published_scores, s
 from hpfwi.training.normalise import scale_in_words
 from hpfwi.training.pictures import draw_predictions, draw_profiles
 from hpfwi.training.settings import VALIDATION, TrainConfig, samples_of, split_of
-from hpfwi.training.trained import Trained, Which, open_trained, pairs_of
+from hpfwi.training.trained import Trained, Which
+from hpfwi.training.weights import open_network
 
 CONFIDENCE = 0.95
 EVALUATION = "evaluation"
@@ -66,7 +68,7 @@ class Evaluation:
 
 
 def evaluate(
-    run: Path,
+    network: Path,
     split: str = "test",
     *,
     which: Which = "best",
@@ -75,21 +77,25 @@ def evaluate(
     lpips: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, samples: None,
 ) -> Evaluation:
-    """Score a trained network and write RUN/evaluation/SPLIT/: scores.csv, summary.json and two figures.
+    """Score a trained network and write scores.csv, summary.json and two figures to a folder (see `evaluations_of`).
 
+    network     folder of a training run, or a file of `hpfwi export`
     split       of the store, or 'validation', the samples that validated the training
-    which       checkpoint
-    data        another store than the one the network was trained on, or the place where that one lies now
+    which       checkpoint of a run
+    data        another store than the one the network was trained on, or the place where that one lies now; a file
+                names none
     lpips       weights of the perceptual distance (see `hpfwi.training.lpips`); None: it is not computed
     progress    told after every part how many samples of how many are done
 
-    raises      ConfigError: no such split, or it holds samples that trained; DataError: another shape of records,
-                weights that cannot be used, a disk that refuses
+    raises      ConfigError: no such split, or it holds samples that trained, or no store; DataError: another shape of
+                records, weights that cannot be used, a disk that refuses
     """
     perceptual = None if lpips is None else read_lpips(lpips)
-    trained = open_trained(run, which, device=device)
+    trained = open_network(network, which, device=device)
+    if data is None and trained.config.data.pairs == TO_BE_GIVEN:
+        raise ConfigError(f"{network} does not say where pairs to judge it by are; name a store with --data PATH.zarr.")
     store = open_pairs(data or trained.config.data.pairs)
-    own = data is None or pairs_of(run) == store.manifest["sha256"]  # which may lie elsewhere by now
+    own = data is None or trained.trained_on.sha256 == store.manifest["sha256"]  # which may lie elsewhere by now
     samples = _samples(trained.config, store, split, own=own)
     if store.model_shape != trained.config.network.model_shape:
         raise DataError(
@@ -104,7 +110,7 @@ def evaluate(
         progress(first + len(part), len(samples))
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     name = split if own else f"{split}-of-{store.path.stem}"
-    folder = run / EVALUATION / name
+    folder = evaluations_of(network) / name
     means = {name: mean_of(values) for name, values in scores.items()}
     if f"{BENCHMARK}mse" in means:
         means[f"{BENCHMARK}rmse"] = root_of(means[f"{BENCHMARK}mse"])
@@ -133,6 +139,15 @@ def evaluate(
         (temporary / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", "utf-8")
         _draw(trained, store, found, temporary, title)
     return found
+
+
+def evaluations_of(network: Path) -> Path:
+    """The folder with a folder for each evaluation of a network: in that of a run, or beside a file.
+
+    >>> evaluations_of(Path("weights/amfms.safetensors")).as_posix()
+    'weights/amfms-evaluation'
+    """
+    return network / EVALUATION if network.is_dir() else network.with_name(f"{network.stem}-{EVALUATION}")
 
 
 def mean_of(values: NDArray[np.float64]) -> Mean:

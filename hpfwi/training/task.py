@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from hpfwi.checkpoints import part_of
+from hpfwi.commands import command_on
 from hpfwi.errors import DataError, NumericsError
 from hpfwi.inversion.optimise import build_adam, load_optimiser_state, optimiser_state
 from hpfwi.networks.build import build_network
@@ -326,8 +327,8 @@ def open_task(run: Path, *, ahead: int = 1, device: str = "cpu") -> TrainingTask
         if Path(config.data.pairs).exists():
             raise
         raise DataError(
-            f"The pairs that {run} trains on are not at {config.data.pairs}: put them back, or write where they are "
-            f"now into data.pairs of {run / 'config.toml'}."
+            f"The pairs that {run} trains on are not at {config.data.pairs}: put them back, or say where they are now "
+            f"with `{command_on('resume', run)} --data PATH.zarr`."
         ) from error
     if device == "cuda":
         torch.backends.cudnn.deterministic = config.training.exact

@@ -29,6 +29,7 @@ from hpfwi.parallel import (
     start_training,
 )
 from hpfwi.progress import Progress, clock
+from hpfwi.store.pair_manifest import PHYSICS
 from hpfwi.training import saved
 from hpfwi.training.early_stop import without_gain
 from hpfwi.training.forward import in_mps
@@ -169,6 +170,7 @@ class _Run:
             "data",
             pairs=self.config.data.pairs,
             sha256=task.store.manifest["sha256"],
+            physics={name: task.store.physics.get(name) for name in PHYSICS},
             train=len(task.train),
             validation=len(task.validation),
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,18 @@ STATE = "state/"
 NETWORK, AVERAGE, OPTIMISER, GUARD = "network/", "average/", "optimiser/", "guard/"
 
 
+@dataclass(frozen=True)
+class TrainedOn:
+    """The pairs that a network was trained on; None where that was not noted.
+
+    sha256      of the store's manifest
+    physics     how the records were made: grid, time step, source and positions, by the names of a store's physics
+    """
+
+    sha256: str | None = None
+    physics: Mapping[str, Any] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Trained:
     """A network with the weights of one checkpoint, ready to predict on `device`.
@@ -39,6 +51,7 @@ class Trained:
     network: torch.nn.Module
     step: int
     device: torch.device
+    trained_on: TrainedOn
 
     @property
     def parameters(self) -> int:
@@ -98,10 +111,15 @@ def open_trained(run: Path, which: Which = "best", *, device: str = "cpu") -> Tr
     network = build_network(config.network)
     prefix = STATE + (NETWORK if config.training.average_decay is None else AVERAGE)
     put_weights(weights_of(network), found.tensors, prefix)
+    return Trained(config, placed(network, config, device), found.iteration, torch.device(device), trained_on(run))
+
+
+def placed(network: torch.nn.Module, config: TrainConfig, device: str) -> torch.nn.Module:
+    """A network in evaluation mode, where and as it is to predict."""
     network = network.to(device).eval()
     if config.training.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Trained(config, network, found.iteration, torch.device(device))
+    return network
 
 
 def require_device(device: str) -> None:
@@ -110,15 +128,15 @@ def require_device(device: str) -> None:
         raise ConfigError("--device cuda needs a GPU that torch can use and finds none; take --device cpu.")
 
 
-def pairs_of(run: Path) -> str | None:
-    """sha256 of the manifest of the store that a run was trained on; None where it does not say."""
+def trained_on(run: Path) -> TrainedOn:
+    """The pairs that a run began with."""
     data = [event for event in read_events(run) if event["kind"] == "data"]
-    return data[-1].get("sha256") if data else None
+    return TrainedOn(data[-1].get("sha256"), data[-1].get("physics")) if data else TrainedOn()
 
 
 def require_same_pairs(run: Path, store: PairStore) -> None:
     """Raise DataError where a store is not the one that a run began with, wherever that lay then."""
-    began_with, now = pairs_of(run), str(store.manifest["sha256"])
+    began_with, now = trained_on(run).sha256, str(store.manifest["sha256"])
     if began_with not in (None, now):
         raise DataError(
             f"{store.path} holds other pairs than {run} began with (sha256 {now[:12]}…, then {str(began_with)[:12]}…): "

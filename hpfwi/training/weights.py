@@ -1,13 +1,15 @@
 """Weights of a trained network on their own: one safetensors file to hand on, to predict with, or to begin a run with.
 
 The file holds the network's torch state dict under its own names, so `build_network(...)` takes what
-`safetensors.torch.load_file` reads, and its header says which network it is and on which scale it predicts. Neither
-writing nor reading it pickles anything, and no path of this machine is in it.
+`safetensors.torch.load_file` reads, and its header says which network it is, on which scale it predicts, and by sha256
+and geometry which pairs trained it. Neither writing nor reading it pickles anything, and no path of this machine is in
+it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,18 @@ from hpfwi import __version__
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.networks.build import NetworkChoice, build_network
 from hpfwi.store.atomic import new_file
-from hpfwi.training.normalise import NormalisationSettings, scale_in_words
+from hpfwi.training.normalise import scale_in_words
 from hpfwi.training.outputs import require_free
 from hpfwi.training.replicas import put_weights, weights_of
 from hpfwi.training.settings import TrainConfig
-from hpfwi.training.trained import Trained, Which, open_trained, require_device
+from hpfwi.training.trained import Trained, TrainedOn, Which, open_trained, placed, require_device
 
 FORMAT = "hpfwi-network 1"
+_KEPT = {
+    "training": {"batch", "slices", "precision", "channels_last", "loss"},
+    "data": {"train", "validation_share"},
+}
+"""What a file says of a run's configuration beside network and scales: what predictions and their judgement need."""
 _COUNTER = "num_batches_tracked"
 """Batch norm's counter of batches, which a state dict has and nothing here reads."""
 
@@ -32,25 +39,24 @@ _COUNTER = "num_batches_tracked"
 class Weights:
     """Weights as they were trained.
 
-    run             name of the run that trained them
-    tensors         by the names of `weights_of`
-    normalisation   scales of the records and velocities that they were trained with
-    step            optimiser steps that they have seen
+    config      of the run that trained them; of a file, the parts that it tells
+    tensors     by the names of `weights_of`
+    step        optimiser steps that they have seen
     """
 
     path: Path
-    run: str
-    network: NetworkChoice
-    normalisation: NormalisationSettings
+    config: TrainConfig
     tensors: dict[str, np.ndarray]
     step: int
+    trained_on: TrainedOn
 
     def put_into(self, network: torch.nn.Module, choice: NetworkChoice) -> None:
         """Make them the weights of a network that was built from `choice`.
 
         raises      ConfigError: they are those of another network
         """
-        if self.network.name == choice.name:
+        own = self.config.network
+        if own.name == choice.name:
             try:
                 put_weights(weights_of(network), self.tensors, "")
             except DataError:
@@ -58,13 +64,14 @@ class Weights:
             else:
                 return
         raise ConfigError(
-            f"training.initial_weights = {self.path} holds {_described(self.network)}, and this run trains "
+            f"training.initial_weights = {self.path} holds {_described(own)}, and this run trains "
             f"{_described(choice)}; take weights of the same network."
         )
 
     def in_words(self) -> str:
         """What they are, for the start of a run."""
-        return f"{self.path} after step {self.step}, trained with velocities on {scale_in_words(self.normalisation)}"
+        scale = scale_in_words(self.config.training.normalisation)
+        return f"{self.path} after step {self.step}, trained with velocities on {scale}"
 
 
 def export(run: Path, out: Path, *, which: Which = "best", overwrite: bool = False) -> Trained:
@@ -79,11 +86,15 @@ def export(run: Path, out: Path, *, which: Which = "best", overwrite: bool = Fal
     require_free(out, overwrite=overwrite)
     trained = open_trained(run, which)
     tensors = {name: np.array(value.numpy(), order="C") for name, value in trained.network.state_dict().items()}
+    config = trained.config
     told = {
         "format": FORMAT,
-        "network": trained.config.network.model_dump_json(),
-        "normalisation": trained.config.training.normalisation.model_dump_json(),
-        "run": trained.config.name,
+        "network": config.network.model_dump_json(),
+        "normalisation": config.training.normalisation.model_dump_json(),
+        "training": config.training.model_dump_json(include=_KEPT["training"]),
+        "data": config.data.model_dump_json(include=_KEPT["data"]),
+        "trained_on": json.dumps(asdict(trained.trained_on)),
+        "run": config.name,
         "step": str(trained.step),
         "hpfwi": __version__,
     }
@@ -101,8 +112,7 @@ def read_weights(path: Path) -> Weights:
     if path.is_dir():
         trained = open_trained(path, "best")
         tensors = {name: value.detach().numpy() for name, value in weights_of(trained.network).items()}
-        config = trained.config
-        return Weights(path, config.name, config.network, config.training.normalisation, tensors, trained.step)
+        return Weights(path, trained.config, tensors, trained.step, trained.trained_on)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -111,10 +121,13 @@ def read_weights(path: Path) -> Weights:
             tensors = {name: file.get_tensor(name) for name in file.keys() if not name.endswith(_COUNTER)}  # noqa: SIM118
         if told.get("format") != FORMAT:
             raise ValueError(f"its header says {told.get('format', 'nothing')!r} where {FORMAT!r} belongs")
-        network = NetworkChoice.model_validate_json(told["network"])
-        normalisation = NormalisationSettings.model_validate_json(told["normalisation"])
-        return Weights(path, told["run"], network, normalisation, tensors, int(told["step"]))
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        network, scales = (json.loads(told[name]) for name in ("network", "normalisation"))
+        training, data, pairs = (json.loads(told.get(name, "{}")) for name in ("training", "data", "trained_on"))
+        config = TrainConfig.model_validate(
+            {"name": told["run"], "network": network, "training": training | {"normalisation": scales}, "data": data}
+        )
+        return Weights(path, config, tensors, int(told["step"]), TrainedOn(**pairs))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _unusable(path, error) from error
 
 
@@ -131,15 +144,13 @@ def open_network(source: Path, which: Which = "best", *, device: str = "cpu") ->
         raise ConfigError(f"{source} holds the weights of one checkpoint; leave --checkpoint {which} out.")
     require_device(device)
     weights = read_weights(source)
-    config = TrainConfig.model_validate(
-        {"name": weights.run, "network": weights.network, "training": {"normalisation": weights.normalisation}}
-    )
-    network = build_network(config.network)
+    network = build_network(weights.config.network)
     try:
         put_weights(weights_of(network), weights.tensors, "")
     except DataError as error:
         raise _unusable(source, "its tensors are not those of the network that its header names") from error
-    return Trained(config, network.to(device).eval(), weights.step, torch.device(device))
+    network = placed(network, weights.config, device)
+    return Trained(weights.config, network, weights.step, torch.device(device), weights.trained_on)
 
 
 def _unusable(path: Path, why: object) -> DataError:

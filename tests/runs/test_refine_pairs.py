@@ -28,6 +28,7 @@ from hpfwi.synthetic.families import velocity_map
 from hpfwi.training.replicas import weights_of
 from hpfwi.training.settings import load_train_config
 from hpfwi.training.trained import NETWORK, STATE
+from hpfwi.training.weights import export
 
 SHAPE = (12, 20)
 TOY = OpenFwiSettings(shots=2, steps=64, peak_hz=40.0, absorbing_cells=5)
@@ -65,8 +66,11 @@ def write_store(path: Path, physics: dict[str, Any] | None = None, silent: int |
     return path
 
 
-def make_run(parent: Path, store: Path, *changes: str, seed: int = 5) -> Path:
-    """Make the folder of a training run with the weights of an untrained network, predicting about 3000 m/s."""
+def make_run(parent: Path, store: Path, *changes: str, seed: int = 5, notes: bool = True) -> Path:
+    """Make the folder of a training run with the weights of an untrained network, predicting about 3000 m/s.
+
+    notes   it says how the records of its store were made
+    """
     options = [
         *("name=toy", "network.name=inversionnet", "network.width=0.05", "network.records_shape=[2, 64, 20]"),
         *(
@@ -80,7 +84,9 @@ def make_run(parent: Path, store: Path, *changes: str, seed: int = 5) -> Path:
     ]
     config, _ = load_train_config(None, [*options, *changes])
     with RunFolder.create(config, "toy", parent=parent, environment={}) as folder:
-        folder.event("data", pairs=str(store), sha256=open_pairs(store).manifest["sha256"], train=4, validation=1)
+        pairs = open_pairs(store)
+        noted = {"physics": pairs.physics} if notes else {}
+        folder.event("data", pairs=str(store), sha256=pairs.manifest["sha256"], train=4, validation=1, **noted)
         save_weights(folder, seed)
     return folder.path
 
@@ -307,13 +313,28 @@ def write_store_of(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_run_whose_pairs_are_gone_is_told(toy: Path, tmp_path: Path) -> None:
-    gone = write_store_of(tmp_path / "gone.zarr")
-    path = make_run(tmp_path, gone)
-    gone.rename(tmp_path / "moved.zarr")
+def test_a_geometry_that_cannot_be_compared_is_told(toy: Path, tmp_path: Path) -> None:
+    path = make_run(tmp_path, toy / "records.zarr", notes=False)
     result = run("refine", path, "--data", toy / "records.zarr", tmp_path / "out.zarr", "-n", "1", *SET, *ALONE)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("The pairs that trained toy are not in ")
+    assert "toy does not say how the records that trained it were made; only shapes could" in result.stdout
+
+
+def test_a_file_of_weights_refines_as_its_run_does(toy: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "toy.safetensors"
+    export(toy / "toy", weights)
+    result = run("refine", weights, "--data", toy / "records.zarr", tmp_path / "out.zarr", *SET, *ALONE)
+    assert result.exit_code == 0, result.output
+    assert files_of(tmp_path / "out.zarr") == files_of(toy / "out.zarr")
+    following = result.stdout.splitlines()[-1]
+    assert f"hpfwi train RUN.TOML --data {tmp_path / 'out.zarr'} --weights {weights}, " in following
+    assert following.endswith("velocities on range: 1500 to 4500 m/s on [-1, 1]")
+    hz = write_store_of(tmp_path / "hz.zarr", peak_hz=30.0)
+    result = run("refine", weights, "--data", hz, tmp_path / "none.zarr", *ALONE)
+    assert result.exit_code == 3
+    assert "has peak_hz = 30 and the pairs that trained" in result.stderr
+    words = ("--data", toy / "records.zarr", tmp_path / "none.zarr", "--checkpoint", "last", *ALONE)
+    assert "leave --checkpoint last out" in run("refine", weights, *words).stderr
 
 
 def test_bounds_that_cut_off_what_the_network_knows_are_told(toy: Path) -> None:

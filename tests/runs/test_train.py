@@ -30,6 +30,7 @@ from hpfwi.training.replicas import weights_of
 from hpfwi.training.settings import load_train_config, resolved
 from hpfwi.training.train import train
 from hpfwi.training.trained import open_trained
+from hpfwi.training.weights import export, open_network
 
 RECORDS, MODEL, SAMPLES, TRAIN = (3, 40, 16), (11, 15), 24, 20
 NAMES = ("dx_m", "dz_m", "dt_s", "peak_hz", "sources_m", "receivers_m", "records_unit")
@@ -308,24 +309,31 @@ def test_a_run_begins_with_the_weights_of_another(
 
 
 def test_a_run_goes_on_with_its_own_pairs_alone(
-    trained: RunTraining, whole: Path, store: PairStore, tmp_path: Path
+    trained: RunTraining, whole: Path, store: PairStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved, place = tmp_path / "moved.zarr", tmp_path / "pairs.zarr"
     shutil.copytree(store.path, place)
     path = trained(tmp_path, stop_after=3, data__pairs=place)
     place.rename(moved)
-    with pytest.raises(DataError, match=r"are not at .*pairs.zarr: put them back, or write where they are now into"):
-        gone_on(path)
-    config = path / "config.toml"
-    config.write_text(config.read_text().replace(str(place), str(moved)))
-    manifest = json.loads((moved / "zarr.json").read_text())
-    changed = manifest | {"attributes": manifest["attributes"] | {"family": "others"}}
+    assert "put them back, or say where they are now with `hpfwi resume" in command("resume", path, code=3)
+    before = (path / "config.toml").read_bytes()
+    manifest = (moved / "zarr.json").read_bytes()
+    changed = json.loads(manifest)
+    changed["attributes"]["family"] = "others"
     changed["attributes"]["sha256"] = digest_of(changed["attributes"])
     (moved / "zarr.json").write_text(json.dumps(changed))
-    with pytest.raises(DataError, match=r"moved.zarr holds other pairs than .* began with"):
-        gone_on(path)
-    (moved / "zarr.json").write_text(json.dumps(manifest))
-    assert bits(gone_on(path)) == bits(whole)
+    assert "holds other pairs than" in command("resume", path, "--data", moved, code=3)
+    (moved / "zarr.json").write_bytes(manifest)
+    (shard,) = (file for file in (moved / "records" / "c").rglob("*") if file.is_file())
+    shard.rename(tmp_path / "shard")
+    told = command("resume", path, "--data", moved, code=3)
+    assert f"lacks 1 of the store's 4 files, such as {shard.relative_to(moved)}: copy it whole" in told
+    (tmp_path / "shard").rename(shard)
+    assert (path / "config.toml").read_bytes() == before
+    monkeypatch.chdir(tmp_path)
+    assert "Going on after step 3" in command("resume", path, "--data", "moved.zarr")
+    assert bits(path) == bits(whole)
+    assert load_train_config(path / "config.toml")[0].data.pairs == str(moved)
     moved.rename(place)
     assert "trained this network" in command("evaluate", path, "--split", "train", "--data", place, code=2)
     assert f"{path / 'evaluation' / 'test'}" in command("evaluate", path, "--data", place)
@@ -380,7 +388,7 @@ def test_sums_in_float32_on_workers_give_the_same_curve(
 
 def test_a_loss_that_leaves_the_numbers_ends_the_run_before_the_step(trained: RunTraining, tmp_path: Path) -> None:
     with pytest.raises(NumericsError, match="Nothing was applied"):
-        trained(tmp_path, training__schedule__peak=1e30, training__schedule__kind="constant")
+        trained(tmp_path, training__schedule__peak=1e18, training__schedule__kind="constant")
     found = checkpoints.load_latest(tmp_path / "tiny" / "checkpoints")
     assert found is not None
     assert all(np.isfinite(value).all() for value in found.tensors.values())
@@ -449,6 +457,14 @@ def test_the_commands_from_training_to_comparison(
         assert "--device cpu" in command("evaluate", whole, "--device", "cuda", code=2)
 
     assert "Wrote fcnvmb after step 6" in command("export", whole, "weights.safetensors")
+    assert "name a store with --data" in command("evaluate", "weights.safetensors", code=2)
+    own = ("evaluate", "weights.safetensors", "--data", store.path)
+    assert "trained this network" in command(*own, "--split", "train", code=2)
+    assert "leave --checkpoint last out" in command(*own, "--checkpoint", "last", code=2)
+    assert "Wrote weights-evaluation/validation" in command(*own, "--split", "validation")
+    assert "Wrote weights-evaluation/test" in command(*own)
+    assert Path("weights-evaluation/test/scores.csv").read_bytes() == (folder / "scores.csv").read_bytes()
+    assert "weights.safetensors" in command("compare", whole, "weights.safetensors")
     words = ("--data", store.path, *changes, "--weights", "weights.safetensors", "--name", "tuned")
     assert "Beginning with the weights of" in command("train", "train_fcnvmb", *words)
     words = ("--data", store.path, *changes, "--weights", "runs/tuned", "--name", "tuned", "--overwrite")
@@ -491,3 +507,6 @@ def test_networks_are_trained_and_judged(
     velocities = network_.predict(store.read([20, 21])[0])
     assert velocities.shape == (2, *MODEL)
     assert torch.isfinite(torch.from_numpy(velocities)).all()
+    export(path, tmp_path / "weights.safetensors", which="last")
+    again = open_network(tmp_path / "weights.safetensors").predict(store.read([20, 21])[0])
+    np.testing.assert_array_equal(again, velocities)
