@@ -36,6 +36,12 @@ Settings = TypeVar("Settings", bound=BaseModel)
 TRAINING = "train_"
 """How the names of training recipes begin; the others are inversions'."""
 
+SMALLEST, LARGEST = 1e-30, 1e18
+"""Sizes of the numbers that an option may have beside 0. No quantity here comes near them, and beyond them products of
+two in float32, which has models, gathers and weights, are zero or infinite."""
+MOST = 2**63 - 1
+"""The largest whole number that arrays are counted in."""
+
 TO_BE_GIVEN = "PATH"
 """Stands in a recipe for the file that its user has to name."""
 
@@ -287,10 +293,16 @@ def _resolved(option: Option, value: Any, folder: Path, files: Mapping[str, tupl
 
 
 def _refuse_early(option: Option, value: Any, origin: str) -> None:
-    """Refuse what pydantic would let pass: numbers that are not finite, and true or false for a number."""
+    """Refuse what pydantic would let pass: numbers that are not finite or of no use, and true or false for a number."""
     items = value if isinstance(value, list) else [value]
-    if any(isinstance(item, float) and not math.isfinite(item) for item in items):
-        raise refusal(option, value, origin, "; give a finite number", "")
+    counts = int in option.accepts
+    for item in items:
+        if isinstance(item, float) and not math.isfinite(item):
+            raise refusal(option, value, origin, "; give a finite number", "")
+        if counts and isinstance(item, int) and abs(item) > MOST:
+            raise refusal(option, value, origin, f"; give at most {MOST:g}", "")
+        if not counts and isinstance(item, int | float) and item and not SMALLEST <= abs(item) <= LARGEST:
+            raise refusal(option, value, origin, f"; give a number of the size {SMALLEST:g} to {LARGEST:g}, or 0", "")
     if bool not in option.accepts and any(isinstance(item, bool) for item in items):
         raise refusal(option, value, origin, "; give a value that is neither true nor false", "")
 

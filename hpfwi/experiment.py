@@ -12,6 +12,7 @@ from hpfwi.config import RunConfig, require_input
 from hpfwi.errors import ConfigError
 from hpfwi.parallel import ClusterSettings, device_here, placed
 from hpfwi.physics.device import usable_gpus
+from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import ModelPair, load_models
 from hpfwi.physics.modelling import simulate_observed
 from hpfwi.physics.simulator import Simulator
@@ -93,10 +94,26 @@ def build_experiment(config: RunConfig) -> Experiment:
             f"inversion.shots_per_iteration = {wanted} is more than the {survey.shots} shots of the survey; give "
             f"{survey.shots} at most, or none for all."
         )
+    _refuse_wide_filters(config, grid)
     low_mps, high_mps = config.model.bounds_mps
     device = device_here(config.cluster)
     simulator = Simulator(grid, survey, wavelet, config.modelling, high_mps, low_mps, device=device)
     return Experiment(config, models, survey, wavelet, guessed, simulator)
+
+
+def _refuse_wide_filters(config: RunConfig, grid: Grid) -> None:
+    """Raise ConfigError where a filter is wider than the model, of which it would leave a mean, after a long time."""
+    settings = config.inversion
+    widths_m = {"inversion.smooth_gradient_m": settings.smooth_gradient_m}
+    if settings.parameterisation.kind == "a-denorm-moving-mean":
+        widths_m["inversion.parameterisation.moving_mean_sigma_m"] = settings.parameterisation.moving_mean_sigma_m
+    longest_m = max(cells * step_m for cells, step_m in zip(grid.shape, grid.spacing_m, strict=True))
+    for name, width_m in widths_m.items():
+        if width_m > longest_m:
+            raise ConfigError(
+                f"{name} = {width_m:g} is more than the {longest_m:g} m of the model's longest side; give less, a "
+                "wavelength or so."
+            )
 
 
 def wavelet_of(config: RunConfig, observed: GathersStore) -> NDArray[np.float32]:

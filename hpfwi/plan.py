@@ -58,7 +58,7 @@ def derived_settings(experiment: Experiment, gpus: int | None = None) -> list[De
             f"all {survey.shots} of the survey" if shots == survey.shots else f"drawn from {survey.shots}",
         ),
         _wavelet(experiment),
-        *derived(experiment.simulator, experiment.slowest_mps, config.inversion.shots_per_item),
+        *derived(experiment.simulator, experiment.slowest_mps, min(config.inversion.shots_per_item, survey.shots)),
         *_stages(experiment),
         *_mute(experiment),
         Derived("device", cluster.device, _why_there(config, cluster, gpus)),

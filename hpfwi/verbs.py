@@ -19,6 +19,9 @@ EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141
 """The output's reader went away: what a shell reports of a command that SIGPIPE ended."""
 
+_TOO_MUCH = ("can't allocate memory", "Maximum allowed size exceeded", "array is too big", "out of memory")
+"""What PyTorch and NumPy say in errors of other kinds when memory for an array cannot be had."""
+
 
 def verb_of(
     app: typer.Typer, *, context_settings: dict[str, Any] | None = None, hidden: bool = False
@@ -93,7 +96,7 @@ def _said(error: BaseException) -> tuple[str, int]:
         if text == "SIGTERM":  # of a batch system, which starts a job with this code again
             return "Ended by SIGTERM before there was anything to go on with; start it again.", EXIT_STOPPED
         return "Interrupted.", EXIT_INTERRUPTED
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or any(words in text for words in _TOO_MUCH):
         return (
             f"There is too little memory ({text.rstrip('.') or 'none is left'}); make the model, the records or the "
             "batch smaller, or take a machine with more."

@@ -11,12 +11,14 @@ With N the network over the coordinates, S the scale (0 in water) and m the mode
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from hpfwi.errors import NumericsError
 from hpfwi.inversion.parameterisation import Parameterisation, ParameterisationSettings, PretrainReport, Progress
 from hpfwi.networks.siren import build_siren, coordinates, evaluate
 
@@ -78,7 +80,10 @@ class Pretrained(Denormalised):
     """Constant background; the network is fitted to the initial model before the inversion."""
 
     def prepare(self, progress: Progress | None = None) -> PretrainReport:
-        """Fit N to (initial - M) / S by its mean absolute error over the cells that are no water, full batch."""
+        """Fit N to (initial - M) / S by its mean absolute error over the cells that are no water, full batch.
+
+        raises  NumericsError: an error that is not finite
+        """
         settings = self.settings.pretrain
         started = time.perf_counter()
         inverted = ~self.water.reshape(-1)
@@ -92,6 +97,11 @@ class Pretrained(Denormalised):
             losses.append(float(loss.detach()))
             mae_mps = losses[-1] * self.settings.scale_mps
             steps = len(losses) - 1
+            if not math.isfinite(losses[-1]):
+                raise NumericsError(
+                    f"Pretraining gave a mean error of {losses[-1]} after {steps} steps: lower "
+                    f"inversion.parameterisation.pretrain.lr = {settings.lr:g}."
+                )
             if progress is not None:
                 progress(steps, mae_mps)
             if mae_mps <= settings.stop_mae_mps or steps == settings.max_steps:

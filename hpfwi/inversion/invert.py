@@ -340,7 +340,10 @@ class _Run:
         self.give_state(group)
 
     def _about_shots(self, error: ClusterError) -> Exception:
-        """The error of a group of workers in terms of shots."""
+        """The error of a group of workers in terms of shots, or of the numbers of a replica."""
+        told = str(error).rstrip(".").partition(f" {NumericsError.__name__}: ")[2]
+        if told:
+            return NumericsError(f"{told}.")
         if not isinstance(error, ItemFailed) or error.item is None:
             return error
         shots = self.task.groups[error.item]
@@ -364,7 +367,7 @@ class _Run:
         if not (math.isfinite(misfit) and np.isfinite(result.total).all()):
             raise NumericsError(
                 f"Iteration {self.done} gave a misfit of {misfit} or a gradient that is not finite; nothing was "
-                "applied: lower the rates or narrow bounds_mps and resume."
+                "applied: lower the rates or narrow bounds_mps in a new run."
             )
         return misfit
 
@@ -385,7 +388,7 @@ class _Run:
             model,
             initial,
             spacing_m=self._spacing_m,
-            wavelength_m=float(initial.mean()) / task.simulator.peak_hz,
+            wavelength_m=float(initial.mean()) / max(task.simulator.peak_hz, 1 / task.simulator.survey.duration_s),
             true=self.true,
             gradient=None if result is None else task.gradient_in(result.total),
             tangent_kernel=iteration == 0 or result is None,  # takes longer than all the rest: first and last

@@ -9,6 +9,7 @@ equal iterations rather than reading the numbers as alarms.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -100,10 +101,12 @@ def linearised_share(phases: Sequence[torch.Tensor]) -> float:
 
 
 def effective_rank(features: torch.Tensor) -> float:
-    """exp of the entropy of the normalised singular values of features[point, unit]: 1 to the number of units."""
+    """exp of the entropy of the normalised singular values of features[point, unit]: 1 to the number of units.
+
+    NaN where a feature is not finite.
+    """
     matrix = features.double()
-    eigenvalues = torch.linalg.eigvalsh(matrix.T @ matrix)
-    return _entropy_rank(eigenvalues.clamp(min=0.0).sqrt())
+    return _entropy_rank(_eigenvalues(matrix.T @ matrix).sqrt())
 
 
 def tangent_kernel(network: Siren, coordinates: torch.Tensor) -> torch.Tensor:
@@ -125,8 +128,8 @@ def tangent_kernel(network: Siren, coordinates: torch.Tensor) -> torch.Tensor:
 
 
 def kernel_rank(kernel: torch.Tensor) -> float:
-    """exp of the entropy of the normalised eigenvalues of a kernel[point, point]."""
-    return _entropy_rank(torch.linalg.eigvalsh(kernel).clamp(min=0.0))
+    """exp of the entropy of the normalised eigenvalues of a kernel[point, point]; NaN where it is not finite."""
+    return _entropy_rank(_eigenvalues(kernel))
 
 
 def kernel_drift(kernel: torch.Tensor, reference: torch.Tensor) -> float:
@@ -165,8 +168,17 @@ def adaptability(
     return losses[0] / losses[1] if losses[1] > 0 else float("nan")
 
 
+def _eigenvalues(matrix: torch.Tensor) -> torch.Tensor:
+    """Of a symmetric matrix that has none below zero but by rounding; one NaN where it is not finite."""
+    if not bool(torch.isfinite(matrix).all()):  # steps that were far too long; LAPACK raises
+        return torch.full((1,), torch.nan, dtype=matrix.dtype)
+    return torch.linalg.eigvalsh(matrix).clamp(min=0.0)
+
+
 def _entropy_rank(values: torch.Tensor) -> float:
     total = float(values.sum())
+    if math.isnan(total):
+        return total
     if total <= 0:
         return 0.0
     shares = values / total

@@ -49,7 +49,8 @@ def prepare(
     """
     experiment = build_experiment(config)
     survey, models = experiment.survey, experiment.models
-    for fact in derived(experiment.simulator, experiment.slowest_mps, experiment.config.inversion.shots_per_item):
+    shots_together = min(config.inversion.shots_per_item, survey.shots)
+    for fact in derived(experiment.simulator, experiment.slowest_mps, shots_together):
         folder.event("derived", name=fact.name, value=fact.value, reason=fact.reason, warning=fact.warning)
     results, grid = folder.results, models.initial.grid
     results.describe(name=config.name, spacing_m=grid.spacing_m, origin_m=grid.origin_m, dt_s=survey.dt_s)

@@ -249,7 +249,7 @@ def cycle_skipped_share(
     correlation = irfft(rfft(ours[live], length) * rfft(theirs[live], length).conj(), length)
     lag = np.argmax(correlation, axis=1)
     lag = np.where(lag > length // 2, lag - length, lag)
-    return float(np.mean(np.abs(lag) * dt_s > 0.5 / peak_hz))
+    return float(np.mean(np.abs(lag) * dt_s * peak_hz > 0.5))
 
 
 def say(verdicts: Sequence[Verdict]) -> str:

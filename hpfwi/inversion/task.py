@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from hpfwi.errors import DataError
+from hpfwi.errors import DataError, NumericsError
 from hpfwi.experiment import wavelet_of
 from hpfwi.inversion.bands import Stage, stage_at, stages_of
 from hpfwi.inversion.lbfgs import Lbfgs
@@ -131,10 +131,18 @@ class InversionTask:
         return sentences
 
     def begin(self, iteration: int) -> None:
-        """Write the model of this iteration; the network's part of the chain rule waits for `advance`."""
+        """Write the model of this iteration; the network's part of the chain rule waits for `advance`.
+
+        raises  NumericsError: the step before, finite as its gradient was, led to a model that is not
+        """
         self._listen(stage_at(self._stages, iteration))
         self._model = self.parameterisation()
         self._velocity = self._model.detach()
+        if not bool(torch.isfinite(self._velocity).all()):
+            raise NumericsError(
+                f"The model of iteration {iteration} is not finite: the steps before it were too long, so lower the "
+                "rates of inversion.parameterisation in a new run."
+            )
         self._look_for_skips = iteration % self._config.inversion.diagnostics_every == 0
         self._trial = self._described_trial()
 

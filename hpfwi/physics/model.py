@@ -120,10 +120,14 @@ def _node_weights(nodes: int, factor: int) -> NDArray[np.float64]:
 def smooth(model: EarthModel, sigma_cells: float) -> EarthModel:
     """The model after a Gaussian filter of `sigma_cells` cells along every axis; the edge values continue outside.
 
-    raises  ConfigError: sigma_cells is negative
+    raises  ConfigError: sigma_cells is negative, or more than the model has
     """
-    if not sigma_cells >= 0:
-        raise ConfigError(f"smooth_sigma_cells={sigma_cells:g} cannot be used: it must be 0 (no smoothing) or more.")
+    most = max(model.grid.shape)
+    if not 0 <= sigma_cells <= most:
+        raise ConfigError(
+            f"smooth_sigma_cells={sigma_cells:g} cannot be used: it must be 0 (no smoothing) or more, and at most the "
+            f"{most} cells of the model's longest side."
+        )
     smoothed = gaussian_filter(model.velocity.astype(np.float64), sigma_cells, mode="nearest")
     return EarthModel(smoothed.astype(np.float32), model.grid)
 

@@ -57,8 +57,8 @@ class SourceSettings(BaseModel):
 def ricker(peak_hz: float, dt_s: float, samples: int, delay_s: float) -> NDArray[np.float64]:
     """Ricker wavelet (1 - 2a) exp(-a), a = (π peak_hz (t - delay_s))², float64[time]; its maximum is 1.
 
-    raises  ConfigError: the peak frequency is above half the Nyquist frequency of dt_s, or the maximum falls after the
-            last sample
+    raises  ConfigError: the peak frequency is above half the Nyquist frequency of dt_s or half its period is longer
+            than the records, or the maximum falls after the last sample
 
     >>> float(ricker(10.0, 0.001, 400, 0.15).max())
     1.0
@@ -72,6 +72,11 @@ def ricker(peak_hz: float, dt_s: float, samples: int, delay_s: float) -> NDArray
         raise ConfigError(
             f"The wavelet's maximum at {delay_s:g} s comes after the last sample at {(samples - 1) * dt_s:g} s: record "
             "longer, or use a shorter delay_s or a higher peak_hz."
+        )
+    if 2 * peak_hz * samples * dt_s < 1:
+        raise ConfigError(
+            f"peak_hz={peak_hz:g} is too low for records of {samples * dt_s:g} s, which hold less than half a period "
+            f"of it: use {0.5 / (samples * dt_s):.3g} Hz or more, or record longer."
         )
     a = (math.pi * peak_hz * (dt_s * np.arange(samples, dtype=np.float64) - delay_s)) ** 2
     return (1 - 2 * a) * np.exp(-a)

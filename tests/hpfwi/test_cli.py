@@ -197,6 +197,11 @@ def test_too_little_memory_is_no_defect(inversion: FakeInversion) -> None:
     assert "There is too little memory (Unable to allocate 7.28 TiB" in refused(
         3, "plan", "toy.toml", "--set", "survey.samples=1_000_000_000_000"
     )
+    assert "There is too little memory (array is too big; " in refused(
+        3, "plan", "toy.toml", "--set", "survey.samples=2_000_000_000_000_000_000"
+    )
+    inversion.error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+    assert "There is too little memory (DefaultCPUAllocator" in refused(3, "invert", "toy.toml")
 
 
 def test_a_defect_is_one_sentence_unless_debugging(inversion: FakeInversion, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,16 @@ def test_none_in_a_file_is_none(tmp_path: Path, value: str) -> None:
         ("[inversion]\niterations = {x = 1}", 'inversion.iterations = {"x" = 1} (from line.toml) cannot be used'),
         ("[source]\npeak_hz = 'low'", 'source.peak_hz = "low" (from line.toml) cannot be used; give a finite number'),
         ("[source]\npeak_hz = nan", "source.peak_hz = nan (from line.toml) cannot be used; give a finite number"),
+        (
+            "[survey]\ndt_s = 1e-31",
+            "survey.dt_s = 1e-31 (from line.toml) cannot be used; give a number of the size 1e-30 to 1e+18, or 0 (Time",
+        ),
+        (f"[inversion]\nseed = 1{'0' * 19}", "(from line.toml) cannot be used; give at most 9.22337e+18 (Seed"),
+        (f"[source]\nstrength = -1{'0' * 19}", "cannot be used; give a number of the size 1e-30 to 1e+18, or 0"),
+        (
+            "[model]\nbounds_mps = [1.0, 1e40]",
+            "model.bounds_mps = [1.0, 1e+40] (from line.toml) cannot be used; give a",
+        ),
         ("[survey]\ndt_s = inf", "survey.dt_s = inf (from line.toml) cannot be used; give a finite number"),
         ("[survey]\ndt_s = -1", "survey.dt_s = -1 (from line.toml) cannot be used; give more than 0"),
         ("[modelling]\norder = 7", "modelling.order = 7 (from line.toml) cannot be used; give 2, 4, 6 or 8"),

@@ -104,6 +104,12 @@ def test_effective_rank_is_the_entropy_of_the_singular_values() -> None:
     assert plasticity.effective_rank(torch.zeros(5, 3)) == 0.0
 
 
+def test_numbers_out_of_range_have_no_rank() -> None:
+    wild = torch.full((4, 3), torch.inf)
+    assert math.isnan(plasticity.effective_rank(wild))
+    assert math.isnan(plasticity.kernel_rank(wild[:3]))
+
+
 def test_the_tangent_kernel_is_the_product_of_parameter_derivatives() -> None:
     small, points = network(width=5, hidden_layers=3).double(), POINTS[::60].double()
     rows = []

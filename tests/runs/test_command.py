@@ -159,6 +159,10 @@ BAD: dict[str, tuple[int, list[str], str]] = {
     "nothing to invert": (2, ["model.true=none", "model.initial=linear"], "nothing to invert"),
     "more shots than there are": (2, ["inversion.shots_per_iteration=7"], "shots_per_iteration"),
     "workers of an unknown number": (2, ["cluster.workers=many"], "cluster.workers"),
+    "a number of no use": (2, ["inversion.parameterisation.lr_pixel_mps=1e300"], "the size 1e-30 to 1e+18"),
+    "a filter wider than the model": (2, ["inversion.smooth_gradient_m=601"], "more than the 600 m of the model"),
+    "a start smoother than the model": (2, ["model.smooth_sigma_cells=41"], "at most the 40 cells"),
+    "half a period longer than the records": (2, ["source.peak_hz=3.1"], "use 3.12 Hz or more"),
     "no model file": (3, ["model.true=nowhere.npy", "model.spacing_m=10"], "nowhere.npy"),
     "no gathers": (3, ["data.observed=nowhere.zarr"], "nowhere.zarr"),
     "no wavelet file": (3, ["source.wavelet=nowhere.npy"], "nowhere.npy"),
@@ -191,6 +195,25 @@ def test_what_cannot_run_leaves_one_line_and_no_folder(
     assert len(result.stderr.splitlines()) == 1
     assert named in result.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["damaged.npy"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "words"),
+    [
+        ("a-denorm-joint", "lr_log_scale", "The model of iteration 1 is not finite: the steps before it were too long"),
+        ("pretrain", "pretrain.lr", "Pretraining gave a mean error of nan after 2 steps: lower inversion.parameterisa"),
+    ],
+)
+def test_steps_out_of_the_numbers_are_no_fault_of_the_workers(
+    kind: str, option: str, words: str, tiny_options: Any, tmp_path: Path
+) -> None:
+    settings = {"kind": kind, option: 1e17}
+    changes = [f"inversion.parameterisation.{name}={value}" for name, value in settings.items()]
+    options = [*tiny_options(), *changes, f"output.folder={tmp_path}"]
+    result = CliRunner().invoke(cli.app, ["demo", *(f"--set={option}" for option in options)])
+    assert result.exit_code == 4, result.output
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(words)
 
 
 def test_gathers_without_signal_are_refused(run: Any, tiny_options: Any, tmp_path: Path, reference: Any) -> None:
