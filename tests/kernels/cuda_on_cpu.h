@@ -165,3 +165,9 @@ static float* shared_of(float* own, int block) { return fibers::shared[block] + 
 static void blocks_sync(unsigned*, int) { fibers::wait(fibers::AT_TEAM); }
 
 static float load_fresh(const float* from) { return *from; }
+
+static float4 load4_fresh(const float* from) { return *(const float4*)from; }
+
+static void prefetch(const void*) {}
+
+static void put4(float* to, float4 value) { *(float4*)to = value; }

@@ -62,6 +62,7 @@ extern "C" int run(
     unsigned shared_bytes
 ) {
     const auto& kernel = kernels.at(name).call;
+    gridDim.y = many;
     for (unsigned n = 0; n < many; ++n) {
         blockIdx.y = n;
         if (!fibers::launch(blocks, threads, order, [&] { kernel(told); }, together, shared_bytes)) return 0;
@@ -117,9 +118,10 @@ class Processor:
         address, count = launch.zero
         ctypes.memset(address, 0, count)
         assert launch.shared_bytes <= 4 * (1 << 16)
-        together = {"block": 1, "cluster": launch.cluster, "grid": launch.grid}[launch.team]
-        blocks = launch.grid, 1
-        return self.run(launch.kernel, (launch.call,), blocks, launch.threads, together, order, launch.shared_bytes)
+        together = 1 if launch.team == "block" else launch.grid[0]
+        return self.run(
+            launch.kernel, (launch.call,), launch.grid, launch.threads, together, order, launch.shared_bytes
+        )
 
     def require(self, kernel: str) -> None:
         """Compile an acoustic kernel on chip, if it is not."""

@@ -44,7 +44,7 @@ CASES: dict[str, tuple[Scheme, str, int, int]] = {  # scheme, team, blocks, rows
     "free surface, every third kept": (
         case(free_surface=True, absorbing=(0, 6, 7, 4), store_every=3), "block", 1, 7,
     ),
-    "order 8, cluster": (case(order=8), "cluster", 2, 2),
+    "order 8, cluster": (case(order=8), "cluster", 2, 1),
     "order 8, cluster, free surface": (case(order=8, free_surface=True, absorbing=(0, 6, 7, 4)), "cluster", 3, 2),
     "order 6, grid": (case(order=6), "grid", 3, 4),
     "order 2, no layer on two sides": (case(order=2, absorbing=(0, 3, 0, 9)), "block", 1, 8),

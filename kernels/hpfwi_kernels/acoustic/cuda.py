@@ -244,7 +244,7 @@ def _run(launch: Launch, device: int, stream: int) -> None:
         cooperative = launch.team == "grid"
         if cooperative:
             _require_resident(kernel, launch, device)
-        kernel.kernel((launch.grid,), (launch.threads,), (launch.call,), launch.shared_bytes, None, cooperative)
+        kernel.kernel(launch.grid, (launch.threads,), (launch.call,), launch.shared_bytes, None, cooperative)
 
 
 @functools.cache
@@ -262,8 +262,9 @@ def _require_resident(kernel: Any, launch: Launch, device: int) -> None:
         kernel.kernel.ptr, launch.threads, launch.shared_bytes
     )
     room = each * limits_of(device).multiprocessors
-    if launch.grid > room:
+    blocks = math.prod(launch.grid)
+    if blocks > room:
         raise KernelError(
-            f"A launch of {launch.grid} blocks that wait for each other does not fit: {limits_of(device).name} runs "
+            f"A launch of {blocks} blocks that wait for each other does not fit: {limits_of(device).name} runs "
             f"{room} of them at a time; is another program using this GPU's multiprocessors (MPS)?"
         )

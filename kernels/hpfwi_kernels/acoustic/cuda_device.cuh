@@ -54,6 +54,20 @@ __device__ inline void blocks_sync(u32* counter, int blocks) {
 // Past the first-level cache, which does not see what other multiprocessors write.
 __device__ inline float load_fresh(const float* from) { return __ldcg(from); }
 
+__device__ inline float4 load4_fresh(const float* from) { return __ldcg((const float4*)from); }
+
+// Has what lies there brought into the second-level cache.
+__device__ inline void prefetch(const void* there) { asm volatile("prefetch.global.L2 [%0];" : : "l"(there)); }
+
+// Four floats into the block's own shared memory at once: the compiler would store some of them one by one, and threads
+// next to each other then meet in the same banks.
+__device__ inline void put4(float* to, float4 value) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "r"((u32)__cvta_generic_to_shared(to)), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
+                 : "memory");
+}
+
 #endif
 
 __device__ inline float4 load4(const float* from) { return *(const float4*)from; }

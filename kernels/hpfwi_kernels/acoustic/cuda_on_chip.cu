@@ -5,7 +5,8 @@
 // thread owns a tile of ROWS x 4 cells: c and the field one step away from the present one stay in its registers. Shared
 // memory holds the present field u, and of the layers' memory what lies in layers. Two barriers make a step:
 //
-//   1. every thread computes the next field into its registers, from u and the layers' memory around its tile    barrier
+//   1. every thread computes the next field into its registers, from u and the layers' memory around its tile; before
+//      that, the last threads take samples of u, and bring what is added to cells                                barrier
 //   2. and puts it into shared memory, adds sources, and sends the first and last rows to the bands next to it   barrier
 //
 // What a band receives, and the layers' memory, is held twice and used in turn, so that a team needs one barrier of all
@@ -21,7 +22,7 @@
 
 enum { FORWARD, UNWIND, ADJOINT };
 enum { DECAY, GROWN, GAIN, SLOPE };  // a, 1 + b, b, b'
-enum { MOST_BLOCKS = 256 };
+enum { MOST_BLOCKS = 256, PLACE_BITS = 5, PLACES = 1 << PLACE_BITS };  // places: cells of the largest tile
 
 struct Gather {
     const int *point_parts, *part_taps, *part_rows, *part_points, *cells;
@@ -41,6 +42,11 @@ struct Shape {
     int rows, columns, low[2], high[2];  // widths of layers, of z and of x
     int free_surface, periodic;
     int blocks, tile_rows;  // of a team; of its widest band
+};
+
+// Where a band keeps what layers hold: floats from its first, floats of one memory, and `Held`'s numbers.
+struct alignas(16) Neighbour {
+    int begins, memory, upper, lower;
 };
 
 struct Call {
@@ -65,7 +71,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
     constexpr int R = ORDER / 2, WINDOW = 2 * R + 1;
     constexpr int REACH = MODE == ADJOINT ? 2 * R : R;  // cells next to a layer that its memory reaches
     constexpr int CARRIED = MODE == ADJOINT ? 2 : 1;    // memories that neighbours read, of each axis
-    const int rank = TEAM == BLOCK ? 0 : blockIdx.x % shape.blocks;
+    // A launch has a row of blocks for each team, so that a block's rank is the same to the compiler for all its threads.
+    const int rank = TEAM == BLOCK ? 0 : blockIdx.x, team = TEAM == BLOCK ? blockIdx.x : blockIdx.y;
+    const int teams = TEAM == BLOCK ? gridDim.x : gridDim.y;
     const int columns = shape.columns, pitch = (columns + 3) / 4 * 4, stride = pitch + 8, tiles_x = pitch / 4;
     const int wide = (columns + 7) / 8 * 8;  // columns of a row of brackets
     const int y0 = TEAM == BLOCK ? 0 : call.bands[rank];
@@ -94,26 +102,28 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
     const int left_tiles = (shape.low[1] + 3) / 4;
     const int right_tile = shape.high[1] > 0 ? max(left_tiles, (columns - shape.high[1]) / 4) : tiles_x;
     const int pitch_x = 4 * (left_tiles + tiles_x - right_tile);
-    auto slot_x = [&](int tile) {
-        return tile < 0 || tile >= tiles_x ? -1 : tile < left_tiles ? 4 * tile
-            : tile >= right_tile ? 4 * (left_tiles + tile - right_tile) : -1;
+    auto lateral = [&](int tile) { return u32(tile) < u32(left_tiles) || u32(tile - right_tile) < u32(tiles_x - right_tile); };
+    auto slot_x = [&](int tile) { return 4 * (tile - (tile < left_tiles ? 0 : right_tile - left_tiles)); };
+    // Of the rows in layers, a band holds its own and the R around it, those of the upper layer first. A row has its place
+    // among them after as many as are said here.
+    struct Held {
+        int upper, lower, rows;
     };
-    // Row y among the rows in layers that a band, with the rows around it, holds; y behind the last row gives their number.
-    auto layer_row = [&](int y, int of) {
+    const int lower_begins = shape.rows - shape.high[0];
+    auto held_by = [&](int of) {
         const int first = TEAM == BLOCK ? 0 : max(call.bands[of] - R, 0);
         const int last = TEAM == BLOCK ? shape.rows : min(call.bands[of + 1] + R, shape.rows);
-        const int from = shape.rows - shape.high[0];
-        return y < shape.low[0] ? y - first : max(min(shape.low[0], last) - first, 0) + max(min(y, last) - max(from, first), 0);
+        const int above = max(min(shape.low[0], last) - first, 0), begins = max(lower_begins, first);
+        return Held{first, begins - above, above + max(last - begins, 0)};
     };
-    auto slot_z = [&](int y, int of) {
-        const bool inside = y >= 0 && y < shape.rows && (y < shape.low[0] || y >= shape.rows - shape.high[0]);
-        return inside ? layer_row(y, of) * pitch : -1;
-    };
+    const Held held = held_by(rank);
+    auto in_layers = [&](int y) { return u32(y) < u32(shape.low[0]) || u32(y - lower_begins) < u32(shape.high[0]); };
+    auto slot_z = [&](int y) { return (y - (y < shape.low[0] ? held.upper : held.lower)) * pitch; };
 
     // Shared memory: rows from neighbours and the band's own, then what layers hold in it.
     const int halo = TEAM == BLOCK ? R : 2 * R;
     float* const u = shared_memory();
-    const int layer_x = n * pitch_x, layer_z = LAYERED ? layer_row(shape.rows, rank) * pitch : 0;
+    const int layer_x = n * pitch_x, layer_z = LAYERED ? held.rows * pitch : 0;
     float* const carried_z = u + (2 * halo + n) * stride;
     float* const carried_x = carried_z + (LAYERED ? 2 * CARRIED * layer_z : 0);
     float* const zeta_x = carried_x + (LAYERED ? 2 * CARRIED * layer_x : 0);
@@ -122,7 +132,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
     float* const profile_z = profile_x + (LAYERED ? 4 * stride : 0);
     const int length_z = (n + 2 * R + 3) / 4 * 4;
     float* const damping = profile_z + (LAYERED ? 4 * length_z : 0);
-    int* const chain = (int*)(damping + (!LAYERED && call.damping ? n * pitch : 0));
+    Neighbour* const neighbours = (Neighbour*)(damping + (!LAYERED && call.damping ? n * pitch : 0));
+    int* const chain = (int*)(neighbours + (LAYERED && TEAM == CLUSTER ? 2 : 0));
+    float* const amounts = (float*)(chain + call.scatter.most_groups);
     const int floats = int((float*)chain - u);
 
     // Row r of the band, with the R rows around it that the bands next to it have sent.
@@ -131,9 +143,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
         const int at = r < 0 ? r + R + turn * R : r < n ? 4 * R + r : 2 * R + turn * R + r - n;
         return u + at * stride + 4;
     };
+    auto own_row = [&](int r) { return u + ((TEAM == BLOCK ? R : 4 * R) + r) * stride + 4; };
 
-    const int teams = gridDim.x / shape.blocks;
-    for (int shot = blockIdx.x / shape.blocks; shot < call.shots; shot += teams) {
+    for (int shot = team; shot < call.shots; shot += teams) {
         // Where the shot's arrays begin: found again where they are used, not held.
         auto factor = [&] { return call.factor + (call.models > 1 ? shot : 0) * cells; };
         auto state_in = [&] { return call.state_in + (LAYERED ? 6 : 2) * cells * shot; };
@@ -154,8 +166,8 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 if (along_x ? !in_x : !in_z) continue;
                 const i64 offset = (2 + field) * cells;
                 for (int j = 0; j < mine; ++j) {
-                    const int r = r0 + j, slot = along_x ? slot_x(tx) : slot_z(y0 + r, rank);
-                    if (slot < 0) continue;
+                    const int r = r0 + j, slot = along_x ? slot_x(tx) : slot_z(y0 + r);
+                    if (along_x ? !lateral(tx) : !in_layers(y0 + r)) continue;
                     float* memory = along_x ? (second && MODE == FORWARD ? zeta_x : own_x + second * layer_x)
                                                   + r * pitch_x + slot
                                             : (second && MODE == FORWARD ? zeta_z : own_z + second * layer_z)
@@ -175,8 +187,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
             // layer -1: the field; else one of the carried memories of z.
             if (TEAM == GRID) {
                 const int kinds = LAYERED ? 1 + CARRIED : 1;
-                const i64 team = blockIdx.x / shape.blocks;
-                const i64 at = ((((team * shape.blocks + to) * 2 + turn) * 2 + below) * kinds + 1 + layer) * R + row;
+                const i64 at = ((((i64(team) * shape.blocks + to) * 2 + turn) * 2 + below) * kinds + 1 + layer) * R + row;
                 store4(call.exchange + at * pitch + 4 * tx, value);
                 return;
             }
@@ -185,9 +196,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 const int at = TEAM == BLOCK ? (below ? R + n + row : row) : (below ? 2 * R : 0) + turn * R + row;
                 target = u + at * stride + 4;
             } else {
-                const int rows_there = call.bands[to + 1] - call.bands[to];
-                const int layer_there = layer_row(shape.rows, to) * pitch;
-                target = u + (2 * halo + rows_there) * stride + (turn * CARRIED + layer) * layer_there + slot_z(y, to);
+                const Neighbour there = neighbours[to > rank];
+                const int slot = (y - (y < shape.low[0] ? there.upper : there.lower)) * pitch;
+                target = u + there.begins + (turn * CARRIED + layer) * there.memory + slot;
             }
             store4((TEAM == CLUSTER ? shared_of(target, to) : target) + 4 * tx, value);
         };
@@ -199,18 +210,17 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
             for (int j = 0; j < mine; ++j) {
                 const int r = r0 + j, y = y0 + r;
                 if (r >= R + 1 && r < n - R) continue;
-                const float4 value = load4(row_of(r, turn) + 4 * tx);
+                const float4 value = load4(own_row(r) + 4 * tx);
                 if (shape.free_surface && y >= 1 && y <= R)  // the field is odd about row 0
                     store4(row_of(-y, turn) + 4 * tx, float4{-value.x, -value.y, -value.z, -value.w});
                 const bool up = r < R && above >= 0, down = r >= n - R && below >= 0;
                 if (up) send(above, true, r, turn, value, -1, y);
                 if (down) send(below, false, r - (n - R), turn, value, -1, y);
                 if (!LAYERED || TEAM == BLOCK || !(up || down)) continue;
-                const int slot = slot_z(y, rank);
-                if (slot < 0) continue;
+                if (!in_layers(y)) continue;
 #pragma unroll
                 for (int k = 0; k < CARRIED; ++k) {
-                    const float4 memory = load4(carried_z + (turn * CARRIED + k) * layer_z + slot + 4 * tx);
+                    const float4 memory = load4(carried_z + (turn * CARRIED + k) * layer_z + slot_z(y) + 4 * tx);
                     if (up) send(above, true, r, turn, memory, k, y);
                     if (down) send(below, false, r - (n - R), turn, memory, k, y);
                 }
@@ -221,19 +231,19 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
             if (TEAM == BLOCK) block_sync();
             if (TEAM == CLUSTER) cluster_sync();
             if (TEAM != GRID) return;
-            blocks_sync(call.counters + blockIdx.x / shape.blocks, shape.blocks);
-            const int kinds = LAYERED ? 1 + CARRIED : 1, all = 2 * kinds * R * pitch;
-            const i64 team = blockIdx.x / shape.blocks;
-            const float* from = call.exchange + ((team * shape.blocks + rank) * 2 + turn) * all;
-            for (int i = thread; i < all; i += blockDim.x) {
-                const int row = i / pitch % R, kind = i / pitch / R % kinds, x = i % pitch;
-                const bool low_side = i / pitch / R / kinds == 0;  // rows above the band
-                const int r = low_side ? row - R : n + row, y = y0 + r;
-                const bool inside = y >= 0 && y < shape.rows;
+            blocks_sync(call.counters + team, shape.blocks);
+            // As many rows at a time as there are threads for.
+            constexpr int KINDS = LAYERED ? 1 + CARRIED : 1, ALL = 2 * KINDS * R;
+            const float* from = call.exchange + ((i64(team) * shape.blocks + rank) * 2 + turn) * ALL * pitch;
+            const int at_once = blockDim.x / tiles_x, tile = thread % tiles_x;
+            for (int i = thread / tiles_x; thread < at_once * tiles_x && i < ALL; i += at_once) {
+                const int row = i % R, kind = i / R % KINDS, r = i < ALL / 2 ? row - R : n + row, y = y0 + r;
+                const float* received = from + i64(i) * pitch + 4 * tile;
                 if (kind == 0) {
-                    if (inside || shape.periodic) row_of(r, turn)[x] = load_fresh(from + i);
-                } else if (slot_z(y, rank) >= 0) {
-                    carried_z[(turn * CARRIED + kind - 1) * layer_z + slot_z(y, rank) + x] = load_fresh(from + i);
+                    if ((y >= 0 && y < shape.rows) || shape.periodic)
+                        put4(row_of(r, turn) + 4 * tile, load4_fresh(received));
+                } else if (in_layers(y)) {
+                    put4(carried_z + (turn * CARRIED + kind - 1) * layer_z + slot_z(y) + 4 * tile, load4_fresh(received));
                 }
             }
             block_sync();
@@ -280,8 +290,14 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 }
                 for (int i = thread; i < length_z; i += blockDim.x) {
                     const int y = y0 + i - R;
-                    profile_z[k * length_z + i] = y >= 0 && y < shape.rows ? call.profile[0][k][y] : k == GROWN ? 1.f : 0.f;
+                    profile_z[4 * i + k] = y >= 0 && y < shape.rows ? call.profile[0][k][y] : k == GROWN ? 1.f : 0.f;
                 }
+            }
+            if (TEAM == CLUSTER && thread < 2) {
+                const int of = min(max(thread == 0 ? rank - 1 : rank + 1, 0), shape.blocks - 1);
+                const Held there = held_by(of);
+                const int begins = (2 * halo + call.bands[of + 1] - call.bands[of]) * stride;
+                neighbours[thread] = Neighbour{begins, there.rows * pitch, there.upper, there.lower};
             }
         } else if (call.damping) {
             const float made_for = call.sponges[shot];
@@ -310,7 +326,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
             }
         if (LAYERED && call.state_in) move_layers(false, 0);
         if (shape.periodic)
-            for (int j = 0; j < mine; ++j) wrap_columns(row_of(r0 + j, 0));
+            for (int j = 0; j < mine; ++j) wrap_columns(own_row(r0 + j));
         if (MODE == ADJOINT)
             for (int j = 0; j < mine; ++j)
                 for (int i = 0; i < 4; ++i) {
@@ -318,13 +334,13 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                     const i64 cell = i64(y0 + r0 + j) * columns + 4 * tx + i;
                     sum()[i64(r0 + j) * wide + i] = inside ? call.total[shot * cells + cell] : 0.f;
                 }
-        // The cells that this thread adds to, as a chain of groups.
+        // The cells that this thread adds to, as a chain of groups: the next one, and the cell's place in the tile.
         const int first_group = call.scatter.shot_groups[shot], groups = call.scatter.shot_groups[shot + 1] - first_group;
         int links = -1;
         for (int g = 0; g < groups; ++g) {
             const int cell = call.scatter.group_cells[first_group + g], r = cell / columns - y0, x = cell % columns;
             if (r >= r0 && r < r0 + mine && x / 4 == tx) {
-                chain[g] = links;
+                chain[g] = links * PLACES + (r - r0) * 4 + x % 4;
                 links = g;
             }
         }
@@ -339,7 +355,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
         // Samples of points that several bands or threads have summed, one step late.
         auto finish_samples = [&](int step, int turn) {
             if (rank != 0 || !call.gather.several) return;
-            for (int p = thread; p < call.gather.points; p += blockDim.x) {
+            for (int p = blockDim.x - 1 - thread; p < call.gather.points; p += blockDim.x) {
                 const int from = call.gather.point_parts[shot * call.gather.points + p];
                 const int to = call.gather.point_parts[shot * call.gather.points + p + 1];
                 if (to - from == 1) continue;
@@ -357,23 +373,49 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
             const int since = step - call.begin;
             const bool keep = call.brackets && since % call.store_every == 0;
             const i64 kept = ((i64(shot) * call.slots + since / call.store_every) * shape.rows + y0) * wide + 4 * tx;
+            if (MODE == ADJOINT && keep && since > 0) {
+                // What is counted next, which was written long ago, comes near meanwhile.
+                const i64 next = kept + i64(r0) * wide - i64(shape.rows) * wide;
+                for (int j = 0; j < mine; ++j) {
+                    const i64 at = next + i64(j) * wide;
+                    prefetch(call.half ? (const void*)((const u16*)call.brackets + at) : (const float*)call.brackets + at);
+                }
+            }
             if (MODE == UNWIND) {
                 pass_ring(step, turn);
                 block_sync();
             }
             if (MODE == FORWARD && call.ring) pass_ring(step, turn);
             if (count > 0) finish_samples(MODE == FORWARD ? step - 1 : step + 1, turn ^ 1);
-            for (int q = thread; q < parts; q += blockDim.x) {
-                const int k = first_part + q, r = call.gather.part_rows[k] - y0;
-                if (r < 0 || r >= n) continue;
-                const float* row = row_of(r, turn) - i64(call.gather.part_rows[k]) * columns;
+            // What is added to cells, and points: every one by a thread of its own, since it takes several loads one after
+            // the other, and from the last thread on, which have least else to do.
+            for (int i = blockDim.x - 1 - thread; i < groups + parts; i += blockDim.x) {
+                if (i < groups) {
+                    const int group = first_group + i, cell = call.scatter.group_cells[group], r = cell / columns - y0;
+                    if (r < 0 || r >= n) continue;
+                    float added = 0.f;
+                    for (int k = call.scatter.group_starts[group]; k < call.scatter.group_starts[group + 1]; ++k) {
+                        const int tap = call.scatter.group_taps[k], p = call.scatter.tap_points[tap];
+                        const i64 at = i64(shot) * call.scatter.points * call.steps + p * i64(call.scatter.point_stride)
+                            + step * i64(call.scatter.step_stride);
+                        added += call.scatter.weights[tap] * call.scatter.values[at];
+                        // A step's values may lie far from the last one's.
+                        if (count + 1 < many)
+                            prefetch(call.scatter.values + at + (MODE == FORWARD ? 1 : -1) * i64(call.scatter.step_stride));
+                    }
+                    amounts[i] = factor()[cell] * added;
+                    continue;
+                }
+                const int k = first_part + i - groups, y = call.gather.part_rows[k], p = call.gather.part_points[k];
+                const int from = call.gather.part_taps[k], to = call.gather.part_taps[k + 1];
+                if (y < y0 || y >= y0 + n) continue;
+                const float* row = own_row(y - y0) - i64(y) * columns;
                 float sample = 0.f;
-                for (int tap = call.gather.part_taps[k]; tap < call.gather.part_taps[k + 1]; ++tap) {
+                for (int tap = from; tap < to; ++tap) {
                     const float value = call.gather.weights[tap] * row[call.gather.cells[tap]];
                     if (MODE == ADJOINT) call.gather.product[i64(tap) * call.steps + step] = value;
                     sample += value;
                 }
-                const int p = call.gather.part_points[k];
                 if (p >= 0) samples()[p * i64(call.gather.point_stride) + step * i64(call.gather.step_stride)] = sample;
                 else call.gather.sums[turn * call.gather.parts + k] = sample;
             }
@@ -383,6 +425,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
             const float* carry_z = carried_z + turn * CARRIED * layer_z;
             float* next_x = carried_x + (turn ^ 1) * CARRIED * layer_x;
             float* next_z = carried_z + (turn ^ 1) * CARRIED * layer_z;
+            auto held_z = [&](const float* memory, int y) {
+                return in_layers(y) ? load4(memory + slot_z(y) + 4 * tx) : float4{0.f, 0.f, 0.f, 0.f};
+            };
             float window[WINDOW][4];
             auto read = [&](int r, float* to) {
                 const float4 v = load4(row_of(r, turn) + 4 * tx);
@@ -398,7 +443,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 read(r + R, window[(j + 2 * R) % WINDOW]);
                 auto up = [&](int m) -> const float* { return window[(j + R + m) % WINDOW]; };
                 const float* here = up(0);
-                const float* row = row_of(r, turn) + 4 * tx;
+                const float* row = own_row(r) + 4 * tx;
                 float w[4];
                 // Along z.
                 if (MODE == ADJOINT && in_z) {
@@ -407,12 +452,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                     for (int i = 0; i < 4; ++i) w[i] = 0.f;
 #pragma unroll
                     for (int m = -R; m <= R; ++m) {
-                        const int slot = slot_z(y0 + r + m, rank);
-                        const float grown = profile_z[GROWN * length_z + r + m + R];
-                        const float change = profile_z[SLOPE * length_z + r + m + R];
-                        const float4 zero = float4{0.f, 0.f, 0.f, 0.f};
-                        const float4 p = slot < 0 ? zero : load4(carry_z + slot + 4 * tx);
-                        const float4 z = slot < 0 ? zero : load4(carry_z + layer_z + slot + 4 * tx);
+                        const float4 profile = load4(profile_z + 4 * (r + m + R));
+                        const float grown = part(profile, GROWN), change = part(profile, SLOPE);
+                        const float4 p = held_z(carry_z, y0 + r + m), z = held_z(carry_z + layer_z, y0 + r + m);
                         const float k2 = call.second[0][m < 0 ? -m : m];
                         const float k1 = m == 0 ? 0.f : m < 0 ? -call.first[0][-m - 1] : call.first[0][m - 1];
 #pragma unroll
@@ -423,17 +465,18 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                             else own_p[i] = part(p, i), own_z[i] = part(z, i);
                         }
                     }
-                    const int slot = slot_z(y0 + r, rank);
-                    if (slot >= 0) {
-                        const float decay = profile_z[DECAY * length_z + r + R], gain = profile_z[GAIN * length_z + r + R];
+                    if (in_layers(y0 + r)) {
+                        const int slot = slot_z(y0 + r) + 4 * tx;
+                        const float4 profile = load4(profile_z + 4 * (r + R));
+                        const float decay = part(profile, DECAY), gain = part(profile, GAIN);
                         float p[4], z[4];
 #pragma unroll
                         for (int i = 0; i < 4; ++i) {
                             p[i] = decay * (own_p[i] - gain * slope[i]);
                             z[i] = decay * (gain * here[i] + own_z[i]);
                         }
-                        store4(next_z + slot + 4 * tx, float4{p[0], p[1], p[2], p[3]});
-                        store4(next_z + layer_z + slot + 4 * tx, float4{z[0], z[1], z[2], z[3]});
+                        put4(next_z + slot, float4{p[0], p[1], p[2], p[3]});
+                        put4(next_z + layer_z + slot, float4{z[0], z[1], z[2], z[3]});
                     }
                 } else {
 #pragma unroll
@@ -447,24 +490,21 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
 #pragma unroll
                         for (int m = 1; m <= R; ++m) {
                             const float k = call.first[0][m - 1];
-                            const int low = slot_z(y0 + r - m, rank), high = slot_z(y0 + r + m, rank);
-                            const float4 zero = float4{0.f, 0.f, 0.f, 0.f};
-                            const float4 a = low < 0 ? zero : load4(carry_z + low + 4 * tx);
-                            const float4 b = high < 0 ? zero : load4(carry_z + high + 4 * tx);
+                            const float4 a = held_z(carry_z, y0 + r - m), b = held_z(carry_z, y0 + r + m);
 #pragma unroll
                             for (int i = 0; i < 4; ++i) {
                                 q[i] += k * (up(m)[i] - up(-m)[i]);
                                 s[i] += k * (part(b, i) - part(a, i));
                             }
                         }
-                        const float grown = profile_z[GROWN * length_z + r + R], slope = profile_z[SLOPE * length_z + r + R];
-                        const int slot = slot_z(y0 + r, rank);
+                        const float4 profile = load4(profile_z + 4 * (r + R));
+                        const float grown = part(profile, GROWN), slope = part(profile, SLOPE);
 #pragma unroll
                         for (int i = 0; i < 4; ++i) s[i] = grown * w[i] + slope * q[i] + s[i];
-                        if (slot >= 0) {
-                            const float decay = profile_z[DECAY * length_z + r + R];
-                            const float gain = profile_z[GAIN * length_z + r + R];
-                            const float4 psi = load4(carry_z + slot + 4 * tx), zeta = load4(zeta_z + slot + 4 * tx);
+                        if (in_layers(y0 + r)) {
+                            const int slot = slot_z(y0 + r) + 4 * tx;
+                            const float decay = part(profile, DECAY), gain = part(profile, GAIN);
+                            const float4 psi = load4(carry_z + slot), zeta = load4(zeta_z + slot);
                             float psi_next[4], zeta_next[4];
 #pragma unroll
                             for (int i = 0; i < 4; ++i) {
@@ -472,8 +512,8 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                                 psi_next[i] = decay * (gain * q[i] + part(psi, i));
                                 zeta_next[i] = decay * (gain * s[i] + part(zeta, i));
                             }
-                            store4(next_z + slot + 4 * tx, float4{psi_next[0], psi_next[1], psi_next[2], psi_next[3]});
-                            store4(zeta_z + slot + 4 * tx, float4{zeta_next[0], zeta_next[1], zeta_next[2], zeta_next[3]});
+                            put4(next_z + slot, float4{psi_next[0], psi_next[1], psi_next[2], psi_next[3]});
+                            put4(zeta_z + slot, float4{zeta_next[0], zeta_next[1], zeta_next[2], zeta_next[3]});
                         } else {
 #pragma unroll
                             for (int i = 0; i < 4; ++i) w[i] = grown * s[i];
@@ -482,11 +522,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 }
                 // Along x.
                 if (LAYERED && in_x) {
-                    const int at_row = r * pitch_x, slot = slot_x(tx);
-                    const float4 zero = float4{0.f, 0.f, 0.f, 0.f};
-                    auto held = [&](const float* memory, int tile) {
-                        const int there = slot_x(tile);
-                        return there < 0 ? zero : load4(memory + at_row + there);
+                    const int at_row = r * pitch_x;
+                    auto held_x = [&](const float* memory, int tile) {
+                        return lateral(tile) ? load4(memory + at_row + slot_x(tile)) : float4{0.f, 0.f, 0.f, 0.f};
                     };
                     auto profile = [&](int k, int tile) { return load4(profile_x + k * stride + 4 + 4 * tile); };
                     float psi_next[4], zeta_next[4];
@@ -498,7 +536,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                             const int k = vector == 2 ? 0 : 2 * vector - 1;  // its own last: they are needed again
                             const float4 mu = k == 0 ? float4{here[0], here[1], here[2], here[3]} : load4(row + 4 * k);
                             const float4 grown = profile(GROWN, tx + k), change = profile(SLOPE, tx + k);
-                            const float4 p = held(carry_x, tx + k), z = held(carry_x + layer_x, tx + k);
+                            const float4 p = held_x(carry_x, tx + k), z = held_x(carry_x + layer_x, tx + k);
 #pragma unroll
                             for (int near = 0; near < 4; ++near) {
                                 const float t = part(grown, near) * part(mu, near) + part(z, near);
@@ -528,7 +566,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                         for (int vector = 0; vector < 3; ++vector) {
                             const int k = vector == 2 ? 0 : 2 * vector - 1;
                             const float4 field = k == 0 ? float4{here[0], here[1], here[2], here[3]} : load4(row + 4 * k);
-                            const float4 memory = held(carry_x, tx + k);
+                            const float4 memory = held_x(carry_x, tx + k);
 #pragma unroll
                             for (int near = 0; near < 4; ++near) {
                                 if (k == 0) psi[near] = part(memory, near);
@@ -546,7 +584,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                         }
                         const float4 grown = profile(GROWN, tx), change = profile(SLOPE, tx);
                         const float4 decay = profile(DECAY, tx), gain = profile(GAIN, tx);
-                        const float4 zeta = slot < 0 ? zero : load4(zeta_x + at_row + slot);
+                        const float4 zeta = held_x(zeta_x, tx);
 #pragma unroll
                         for (int i = 0; i < 4; ++i) {
                             const float t = part(grown, i) * bend[i] + part(change, i) * q[i] + s[i];
@@ -555,10 +593,11 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                             zeta_next[i] = part(decay, i) * (part(gain, i) * t + part(zeta, i));
                         }
                     }
-                    if (slot >= 0) {
+                    if (lateral(tx)) {
+                        const int at = at_row + slot_x(tx);
                         float* second_next = MODE == ADJOINT ? next_x + layer_x : zeta_x;
-                        store4(next_x + at_row + slot, float4{psi_next[0], psi_next[1], psi_next[2], psi_next[3]});
-                        store4(second_next + at_row + slot, float4{zeta_next[0], zeta_next[1], zeta_next[2], zeta_next[3]});
+                        put4(next_x + at, float4{psi_next[0], psi_next[1], psi_next[2], psi_next[3]});
+                        put4(second_next + at, float4{zeta_next[0], zeta_next[1], zeta_next[2], zeta_next[3]});
                     }
                 } else {
                     float line[12];
@@ -612,10 +651,10 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
 #pragma unroll
             for (int j = 0; j < ROWS; ++j) {
                 if (j >= mine) continue;
-                float* row = row_of(r0 + j, turn) + 4 * tx;
+                float* row = own_row(r0 + j) + 4 * tx;
                 const float4 now = load4(row);
                 if (4 * tx + 4 <= columns) {
-                    store4(row, float4{old[j][0], old[j][1], old[j][2], old[j][3]});
+                    put4(row, float4{old[j][0], old[j][1], old[j][2], old[j][3]});
                 } else {  // columns beyond the model are zero, or repeat the other side
 #pragma unroll
                     for (int i = 0; i < 4; ++i)
@@ -623,19 +662,13 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 }
                 old[j][0] = now.x, old[j][1] = now.y, old[j][2] = now.z, old[j][3] = now.w;
             }
-            for (int g = links; g >= 0; g = chain[g]) {
-                const int group = first_group + g, cell = call.scatter.group_cells[group];
-                float added = 0.f;
-                for (int k = call.scatter.group_starts[group]; k < call.scatter.group_starts[group + 1]; ++k) {
-                    const int tap = call.scatter.group_taps[k], p = call.scatter.tap_points[tap];
-                    const i64 at = i64(shot) * call.scatter.points * call.steps + p * i64(call.scatter.point_stride)
-                        + step * i64(call.scatter.step_stride);
-                    added += call.scatter.weights[tap] * call.scatter.values[at];
-                }
-                row_of(cell / columns - y0, turn)[cell % columns] += factor()[cell] * added;
+            for (int g = links; g >= 0;) {
+                const int link = chain[g], place = link & (PLACES - 1);
+                own_row(r0 + place / 4)[4 * tx + place % 4] += amounts[g];
+                g = link >> PLACE_BITS;
             }
             if (shape.periodic)
-                for (int j = 0; j < mine; ++j) wrap_columns(row_of(r0 + j, turn));
+                for (int j = 0; j < mine; ++j) wrap_columns(own_row(r0 + j));
             publish(turn ^ 1);
             team_sync(turn ^ 1);
         }

@@ -15,7 +15,9 @@ from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem, 
 
 HERE = Path(__file__).parent
 MOST_BLOCKS = 256
-TILE_ROWS = (2, 4, 6, 7, 8)
+MOST_TEAMS = 65535
+"""CUDA's limit for the second size of a launch's blocks; a team takes one shot after another."""
+TILE_ROWS = (1, 2, 4, 6, 7, 8)
 """Rows of a thread's tile; it has 4 columns."""
 THREAD_BOUNDS = (256, 384, 512)
 """Threads of a block that instances are compiled for: fewer threads have more registers each. 512 of them have 128,
@@ -120,7 +122,8 @@ class Launch:
     team: Team
     call: NDArray
     """Its argument, a 0-d array of CALL, passed by value."""
-    grid: int
+    grid: tuple[int, int]
+    """Blocks of a team, and teams; a shot's block each where they work alone."""
     threads: int
     shared_bytes: int
     cluster: int
@@ -169,11 +172,11 @@ def shared_bytes(problem: Problem, plan: Plan, run: Run) -> int:
         if layered:
             layers = rows * 4 * (left + pitch // 4 - right) + _layer_rows(problem, plan, block) * pitch
             floats += layers * (4 if run == "adjoint" else 3)
-            floats += 4 * stride + 4 * (-(-(rows + 2 * radius) // 4) * 4)
+            floats += 4 * stride + 4 * (-(-(rows + 2 * radius) // 4) * 4) + 8 * (plan.team == "cluster")
         elif problem.damping and run != "unwind":
             floats += rows * pitch
         most = max(most, floats)
-    return 4 * (most + _added(problem, run).most_groups)
+    return 4 * (most + 2 * _added(problem, run).most_groups)
 
 
 def workspace_floats(problem: Problem, plan: Plan, run: Run, teams: int) -> dict[str, int]:
@@ -259,7 +262,7 @@ def _launch(problem: Problem, plan: Plan, run: Run, params: NDArray, places: dic
         kernel=instance(problem, plan, run),
         team=plan.team,
         call=params,
-        grid=(teams if plan.team == "grid" else problem.shots) * plan.blocks,
+        grid=(problem.shots, 1) if plan.team == "block" else (plan.blocks, min(teams, MOST_TEAMS)),
         threads=plan.threads,
         shared_bytes=shared_bytes(problem, plan, run),
         cluster=plan.blocks if plan.team == "cluster" else 1,
