@@ -221,13 +221,18 @@ def config(
     The output is TOML that can be edited and run. Recipes: demo, demo_3d, marmousi_smooth, marmousi_linear,
     marmousi_bands, and those of `hpfwi train`. `hpfwi config refine` prints the options of `hpfwi refine`.
     """
-    from hpfwi.config import describe, load_config
+    from hpfwi.config import describe, load_config, recipe_names, training_recipe_names
     from hpfwi.refinement.settings import load_refinement
     from hpfwi.training.settings import is_training, load_train_config
 
     if source == "refine" and not Path(source).exists():
         typer.echo(describe(*load_refinement(overrides or [])), nl=False)
         return
+    recipes = [*recipe_names(), *training_recipe_names()]
+    if source is not None and source not in recipes and not os.path.exists(source):  # False for names too long
+        raise ConfigError(
+            f"{source} does not exist; give a TOML file, refine, or one of the recipes {', '.join(recipes)}."
+        )
     read = load_train_config if is_training(source) else load_config
     config, origins = read(source, _overrides(overrides))
     typer.echo(describe(config, origins), nl=False)

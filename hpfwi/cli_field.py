@@ -185,7 +185,8 @@ def wavelet(
         gather: NDArray[np.float32] = store.read([shot])[0]
         return gather
 
-    chosen = np.unique(np.linspace(0, store.survey.shots - 1, shots or SHOTS).round().astype(int)).tolist()
+    there = store.survey.shots
+    chosen = np.unique(np.linspace(0, there - 1, min(there, shots or SHOTS)).round().astype(int)).tolist()
     with progress_of("shots") as progress:
         common = estimate_wavelet(experiment, observed, chosen, **options, progress=progress)
     each = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -36,6 +37,7 @@ def verb_of(
         @functools.wraps(function)
         def guarded(*arguments: Any, **options: Any) -> None:
             try:
+                _refuse_no_numbers(options)
                 with _sigterm_as_ctrl_c():
                     function(*arguments, **options)
             except (typer.Exit, typer.Abort):
@@ -54,6 +56,13 @@ def verb_of(
         return app.command(function.__name__, context_settings=context_settings, hidden=hidden)(guarded)
 
     return verb
+
+
+def _refuse_no_numbers(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an option of a command that is NaN or infinite, which every limit lets pass."""
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{name.replace('_', '-')} {value} cannot be used; give a finite number.")
 
 
 @contextmanager

@@ -136,7 +136,7 @@ class _Probe:
         self._length = round((LENGTH_PERIODS * peak_s if length_s is None else length_s) / survey.dt_s) + 1
         if not 4 <= self._length <= survey.samples:
             raise ConfigError(
-                f"A wavelet of {self._length} samples cannot be found in records of {survey.samples} samples of "
+                f"A wavelet of {self._length:g} samples cannot be found in records of {survey.samples} samples of "
                 f"{survey.dt_s:g} s: give a length from {3 * survey.dt_s:g} to {survey.duration_s:g} s with --length-s."
             )
         # A probe that starts late needs a filter that reaches back: its maximum may move to the time of the shot.

@@ -12,6 +12,7 @@ import torch
 
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.physics.grid import Grid
+from hpfwi.physics.numpy_file import load_numpy
 
 if TYPE_CHECKING:
     from hpfwi.physics.modelling_settings import ModellingSettings
@@ -144,10 +145,9 @@ def _field(value: float | str, name: str, grid: Grid) -> torch.Tensor:
     if not isinstance(value, str):
         return torch.full(grid.shape, float(value), dtype=torch.float64)
     try:
-        array = np.load(Path(value), allow_pickle=False)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no .npy file"
-        raise DataError(f"modelling.{name} = {value} cannot be read ({reason}): give a .npy file [z, x].") from error
+        array = load_numpy(Path(value))
+    except ValueError as error:
+        raise DataError(f"modelling.{name} = {value} cannot be read ({error}): give a .npy file [z, x].") from error
     fits = isinstance(array, np.ndarray) and array.ndim == 2 and np.issubdtype(array.dtype, np.number)
     steps = (
         {(new - 1) / (old - 1) if old > 1 else 0.0 for new, old in zip(grid.shape, array.shape, strict=True)}

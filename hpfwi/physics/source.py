@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.interpolate import CubicSpline
 
 from hpfwi.errors import ConfigError, DataError
+from hpfwi.physics.numpy_file import load_numpy
 from hpfwi.physics.survey import Survey
 
 ENERGY_SHARE = 1e-4
@@ -148,12 +149,12 @@ def _read_table(path: Path) -> NDArray[np.float64]:
     suffix = path.suffix.lower()
     try:
         if suffix == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+            return np.asarray(load_numpy(path), dtype=np.float64)
         if suffix in (".csv", ".txt"):
             lines = path.read_text(encoding="utf-8").replace(",", " ").splitlines()
             rows = [line.split("#")[0].split() for line in lines]
             return np.array([[float(word) for word in row] for row in rows if row], dtype=np.float64)
-    except (ValueError, TypeError, OSError, EOFError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise DataError(
             f"Wavelet file {path} cannot be read as numbers ({error}): give one column of amplitudes or two columns "
             "(time in s, amplitude), comments after #."

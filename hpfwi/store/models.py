@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hpfwi.errors import DataError
 from hpfwi.physics.grid import AXES, Grid, along_axes
 from hpfwi.physics.model import EarthModel
+from hpfwi.physics.numpy_file import load_numpy
 from hpfwi.store.atomic import new_folder
 from hpfwi.store.segy import read_segy_model
 
@@ -101,7 +102,7 @@ def _split(path: str) -> tuple[Path, str | None]:
 
 def _read_numpy(file: Path, key: str | None) -> NDArray[Any]:
     try:
-        loaded = np.load(file, allow_pickle=False)
+        loaded = load_numpy(file)
         if isinstance(loaded, np.ndarray):
             return _numeric(loaded, file)
         with loaded as archive:
@@ -109,7 +110,7 @@ def _read_numpy(file: Path, key: str | None) -> NDArray[Any]:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"Model file {file} cannot be read as a NumPy array ({str(error).splitlines()[0]}): write it again with "
-            "numpy.save, without Python objects."
+            "numpy.save, of numbers."
         ) from error
 
 

@@ -110,7 +110,10 @@ def open_records(
     offsets = np.abs(source_x - receiver_x)[kept]
     inside = (offsets >= min_offset_m) & (offsets <= max_offset_m)
     if not inside.all():
-        remarks.append(f"{int((~inside).sum())} traces outside {min_offset_m:g} to {max_offset_m:g} m are left out.")
+        kept_m = f"outside {min_offset_m:g} to {max_offset_m:g} m"
+        if max_offset_m == math.inf:
+            kept_m = f"nearer than {min_offset_m:g} m"
+        remarks.append(f"{int((~inside).sum())} traces {kept_m} are left out.")
     delays = _delays(file, dt_s)
     samples = _samples(file, dt_s, duration_s, int(delays[kept].max()))
     live, dead, silent = [], 0, []

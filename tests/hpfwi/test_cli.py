@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hpfwi import cli
-from hpfwi.config import RunConfig, load_config
+from hpfwi.config import RunConfig, load_config, recipe_names, training_recipe_names
 from hpfwi.errors import DataError, DiskError, NumericsError, Stopped
 from hpfwi.run_folder import RunFolder
 from hpfwi.stop import Stop
@@ -257,6 +257,9 @@ def test_what_is_wrong_is_said_before_there_is_a_folder(
 
 
 def test_the_printed_configuration_is_one(inversion: FakeInversion, tmp_path: Path) -> None:
+    sentence = refused(2, "config", "nope")
+    for name in ("refine", *recipe_names(), *training_recipe_names()):
+        assert f" {name}" in sentence
     result = run("config", "toy.toml", "--set", "inversion.seed=4")
     assert "seed = 4  # --set; default 0" in result.stdout
     (tmp_path / "again.toml").write_text(result.stdout)

@@ -100,6 +100,8 @@ def test_from_segy_to_a_wavelet(line: Path) -> None:
 def test_what_cannot_be_done_is_one_sentence(line: Path) -> None:
     assert "not 2 numbers" in refused(2, "data", "gathers", "line.sgy", "a.zarr", "--band-hz", "5")
     assert "cannot be taken" in refused(2, "data", "gathers", "line.sgy", "a.zarr", "--band-hz", "5,4000")
+    assert "--datum-m nan cannot be used; give a finite" in refused(2, "data", "gathers", "a", "b", "--datum-m", "nan")
+    assert "--length-s inf cannot be used; give a finite" in refused(2, "wavelet", "my.toml", "--length-s", "inf")
     assert "does not exist" in refused(3, "data", "gathers", "none.sgy", "a.zarr")
     assert "cannot be written" in refused(3, "data", "gathers", "line.sgy", "line.sgy/a.zarr")
     Path("my.toml").write_text("")

@@ -325,7 +325,7 @@ def test_files_refuse(tmp_path: Path, liquid: Callable[..., dict[str, str]]) -> 
 
     refused("shear_velocity = .* holds 0 m/s: give values > 0 under a free", physics="elastic", **liquid(GRID.shape))
     refused("No such file", physics="variable-density", density=str(tmp_path / "none.npy"))
-    refused("it is no .npy file", physics="variable-density", density=__file__)
+    refused("it is no NumPy file", physics="variable-density", density=__file__)
     refused(r"shape \(7, 50\), which does not fit", physics="variable-density", density=file(np.ones((7, 50))))
     refused("looks like g/cm³", physics="variable-density", density=file(np.full(GRID.shape, 2.3)))
     refused("holds 0 kg/m³", physics="variable-density", density=file(np.zeros(GRID.shape)))

@@ -83,7 +83,7 @@ def test_kilometres_per_second_need_to_be_said(tmp_path: Path) -> None:
 
 def test_python_objects_are_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="without Python objects"):
+    with pytest.raises(DataError, match="it is no NumPy file, or one of Python objects"):
         read_model(tmp_path / "v.npy", SPACING_M)
 
 

@@ -116,7 +116,8 @@ def test_two_columns_are_resampled(tmp_path: Path) -> None:
         ("w.txt", "0.0\n0.0\n", "holds zeros only"),
         ("w.csv", "0,1\n0,2\n0.1,3\n0.2,4\n", "increase from line to line"),
         ("w.csv", "0,1\n0.1,3\n", "at least 4 are needed"),
-        ("w.npy", "not an array", "cannot be read as numbers"),
+        ("w.npy", "not an array", r"cannot be read as numbers \(it is no NumPy file, or one of Python objects\)"),
+        ("w.npy", "", r"cannot be read as numbers \(it is empty\)"),
         ("w.wav", "0.0\n", "suffix '.wav'"),
     ],
 )
