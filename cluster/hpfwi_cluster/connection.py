@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +23,8 @@ from hpfwi_cluster.settings import ADDRESS, ClusterSettings, usable_cores
 from hpfwi_cluster.tasks import nobody_asks
 
 _POLL_S = 0.5
+_SESSION_ENDS_S = 5.0
+"""Longest wait for the last process of a cluster that was ended."""
 
 
 @dataclass
@@ -29,16 +34,23 @@ class Connection:
     owned       the cluster was started here and ends with `close`
     joined      this process was connected by `connect` and is disconnected by `close`
     host        address at which workers reach this process; loopback for a cluster of this machine alone
+    session     folder of sockets and logs that Ray made for a cluster that was started here, and leaves behind
     """
 
     owned: bool
     joined: bool
     host: str
+    session: Path | None = None
 
     def close(self) -> None:
-        """Disconnect, and end the cluster if it was started here; harmless when repeated."""
+        """Disconnect, and end the cluster if it was started here; harmless when repeated.
+
+        Its session goes too, unless an exception is on its way: then Ray's logs may say why.
+        """
         if self.joined and ray.is_initialized():
             ray.shutdown()
+            if self.session is not None and sys.exc_info()[0] is None:
+                _remove_session(self.session)
         self.joined = False
 
     def __enter__(self) -> Self:
@@ -86,7 +98,7 @@ def connect(
         require_token_mode(os.environ)
         keep_own_token_private()
         with _own_handler():
-            ray.init(
+            context = ray.init(
                 address="local",
                 num_cpus=max(cores, usable_cores()),
                 num_gpus=None if gpus else 0,
@@ -96,9 +108,32 @@ def connect(
                 log_to_driver=False,
                 _node_ip_address=LOOPBACK,
             )
-        connection = Connection(owned=True, joined=True, host=LOOPBACK)
+        session = Path(context.address_info["session_dir"])
+        connection = Connection(owned=True, joined=True, host=LOOPBACK, session=session)
     _mute_death_notices()
     return connection
+
+
+def _remove_session(folder: Path) -> None:
+    """Delete the session of a cluster that was started here once none of its processes is left, else let it lie."""
+    mine = folder.name.startswith("session_") and not folder.is_symlink() and folder.is_dir()
+    if not mine or folder.stat().st_uid != os.getuid():
+        return
+    deadline_s = time.monotonic() + _SESSION_ENDS_S
+    while _named_by_a_process(folder.name):
+        if time.monotonic() > deadline_s:
+            return
+        time.sleep(0.05)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _named_by_a_process(name: str) -> bool:
+    """Whether the command line of a process holds this name: those of Ray's daemons hold their session's."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if entry.name.isdigit() and name.encode() in (entry / "cmdline").read_bytes():
+                return True
+    return False
 
 
 def _gather(needed: dict[str, int], timeout_s: float, stop: Callable[[], object]) -> None:
