@@ -90,7 +90,7 @@ def loss_terms(
                     "Loss 'dd' needs edge logits and this network returns none; take dd-net or dd-net70, or another "
                     "loss."
                 )
-            return {"l2": l2, "edge": settings.edge_weight * functional.cross_entropy(logits, _given(edges).long())}
+            return {"l2": l2, "edge": settings.edge_weight * edge_entropy(logits, _given(edges))}
         case "mpe":
             return {"l1": 0.35 * l1, "l2": 0.35 * l2, "edge": 0.3 * edge_error(prediction, target, _given(edges))}
         case "l1+l2+rctb":
@@ -109,6 +109,15 @@ def total_variation(prediction: torch.Tensor) -> torch.Tensor:
     right = functional.pad(prediction.diff(dim=-1), (0, 1))
     down = functional.pad(prediction.diff(dim=-2), (0, 0, 1, 0))
     return torch.sqrt(right.square() + down.square() + TV_FLOOR).sum() / len(prediction)
+
+
+def edge_entropy(logits: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of logits Tensor[sample, 2, z, x] with bool[sample, z, x], a scalar.
+
+    Of two classes it is softplus(wrong - right). torch's operator for any number adds in no fixed order on a GPU.
+    """
+    edge_ahead = logits[:, 1] - logits[:, 0]
+    return functional.softplus(torch.where(edges, -edge_ahead, edge_ahead)).mean()
 
 
 def near_edges(edges: torch.Tensor) -> torch.Tensor:

@@ -70,9 +70,9 @@ class TrainingSettings(BaseModel):
     )
     exact: bool = Field(
         default=True,
-        description="Add the slices' gradients in fixed point, so that any number of workers gives the same bits. "
-        "'false' adds in float32 and lets a GPU choose its fastest layers: the same curves to rounding, for steps that "
-        "are as short as the sums.",
+        description="Add the slices' gradients in fixed point, and have torch add in a fixed order on a GPU, so that "
+        "any number of workers gives the same bits. 'false' adds in float32 and lets a GPU choose its fastest layers: "
+        "the same curves to rounding, for steps that are as short as the sums.",
     )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of the order of samples and of the noise.")
     initial_weights: str | None = Field(

@@ -25,6 +25,7 @@ from hpfwi.networks.velocitygan import VelocityGan
 from hpfwi.store.openfwi import PairStore, open_pairs
 from hpfwi.training.batches import Batches, Slice, slice_of
 from hpfwi.training.forward import outputs_of, scale_of, velocities_of
+from hpfwi.training.gpu_arithmetic import set_arithmetic
 from hpfwi.training.halted_steps import HaltedStep
 from hpfwi.training.losses import loss_terms
 from hpfwi.training.means import SKIPPED
@@ -331,9 +332,7 @@ def open_task(run: Path, *, ahead: int = 1, device: str = "cpu") -> TrainingTask
             f"with `{command_on('resume', run)} --data PATH.zarr`."
         ) from error
     if device == "cuda":
-        torch.backends.cudnn.deterministic = config.training.exact
-        torch.backends.cudnn.benchmark = not config.training.exact
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.training.precision == "tf32"
+        set_arithmetic(config.training)
     return TrainingTask(config, store, ahead=ahead, device=device)
 
 

@@ -95,6 +95,22 @@ def test_half_precision_and_other_devices_are_left_to_torch(
     assert place == "meta" or torch.equal(one, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_products_with_shares_are_torchs_bilinear_resampling(dtype: torch.dtype) -> None:
+    for shape in SHAPES:
+        x = torch.from_numpy(planes(shape)).to(dtype).requires_grad_()
+        for target in TARGETS:
+            one = op.bilinear_by_products(x, target)
+            other = torch.nn.functional.interpolate(x, target, mode="bilinear", align_corners=False)
+            assert one.dtype == other.dtype
+            # A few roundings of numbers up to 3; gradients add up to the cells that look at one.
+            tolerance = 20 * torch.finfo(dtype).eps
+            torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+            weight = torch.randn(other.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+            for part, right in zip(*(torch.autograd.grad(y, x, weight) for y in (one, other)), strict=True):
+                torch.testing.assert_close(part, right, rtol=0, atol=5 * tolerance)
+
+
 def test_the_last_of_several_nans_is_the_maximum_as_in_torch() -> None:
     x = torch.tensor([[[[1.0, torch.nan, 2.0], [torch.nan, 5.0, 3.0], [4.0, 4.0, torch.nan]]]], requires_grad=True)
     own, peer = half_maximum(x), torch.nn.functional.max_pool2d(x, 2, ceil_mode=True)

@@ -1,13 +1,16 @@
 """Pooling and resampling as torch operations."""
 
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hpfwi_kernels.resample import cpu
+from hpfwi_kernels.resample.plan import shares
 
 
 def average_pool(x: Tensor, factor: int) -> Tensor:
@@ -31,10 +34,36 @@ def bilinear(x: Tensor, shape: tuple[int, int]) -> Tensor:
 
     Without aligned corners and antialiasing, as is torch's default; differentiable once.
     """
-    if not compiled(x):
-        return F.interpolate(x, shape, mode="bilinear", align_corners=False)
-    result: Tensor = _bilinear(x, *shape)
-    return result
+    if compiled(x):
+        result: Tensor = _bilinear(x, *shape)
+        return result
+    if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return bilinear_by_products(x, shape)
+    return F.interpolate(x, shape, mode="bilinear", align_corners=False)
+
+
+def bilinear_by_products(x: Tensor, shape: tuple[int, int]) -> Tensor:
+    """`bilinear` as R x Cᵀ: torch's operator adds its gradient on a GPU in no fixed order, and matrix products do not.
+
+    Half precision is computed in float32, as torch's operator does.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    rows, columns = (_shares_on(x.device, wide.dtype, *sizes) for sizes in zip(x.shape[2:], shape, strict=True))
+    with torch.autocast(x.device.type, enabled=False):
+        return (rows @ (wide @ columns.T)).to(x.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _shares_on(device: torch.device, dtype: torch.dtype, size: int, new: int) -> Tensor:
+    return _kept_shares(device, dtype, size, new)
+
+
+@lru_cache(maxsize=64)
+def _kept_shares(device: torch.device, dtype: torch.dtype, size: int, new: int) -> Tensor:
+    # Kept where they are used: a copy from this machine's memory in every step would make it wait for the GPU.
+    return torch.from_numpy(shares(size, new, np.dtype(np.float64 if dtype == torch.float64 else np.float32))).to(
+        device
+    )
 
 
 def compiled(x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Where a bilinear resampling looks."""
+"""Where a bilinear resampling looks, and what it takes from there."""
 
 from functools import lru_cache
 
@@ -19,3 +19,13 @@ def looks(size: int, new: int, dtype: np.dtype) -> tuple[NDArray[np.uint64], NDA
     first = np.minimum(place.astype(np.uint64), np.uint64(size - 1))
     second = np.minimum(first + np.uint64(1), np.uint64(size - 1))
     return first, second, np.minimum(place - first.astype(dtype), dtype.type(1)).astype(dtype)
+
+
+def shares(size: int, new: int, dtype: np.dtype) -> NDArray:
+    """What each of `new` cells takes of each of `size`, [new, size]: `looks` as a matrix."""
+    first, second, share = looks(size, new, dtype)
+    matrix = np.zeros((new, size), dtype)
+    line = np.arange(new)
+    np.add.at(matrix, (line, first), 1 - share)
+    np.add.at(matrix, (line, second), share)
+    return matrix
