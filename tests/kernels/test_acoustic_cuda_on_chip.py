@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hpfwi_kernels.acoustic import Memory, Scheme, cuda, cuda_on_chip, off_grid
 from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem
 from hpfwi_kernels.acoustic.cuda_on_chip import Plan, Run
+from hpfwi_kernels.acoustic.device import described
 from hpfwi_kernels.acoustic.device import op as device_op
 from hpfwi_kernels.acoustic.device.op import Work
 from hpfwi_kernels.errors import KernelError
@@ -319,3 +320,24 @@ def test_blocks_of_a_grid_share_a_shot_on_a_device(processor: Processor, monkeyp
     crowded = replace(limits, multiprocessors=1)
     with pytest.raises(KernelError, match=r"^A launch of \d+ blocks .* does not fit: a test runs 1 of them at a time"):
         operation_on(processor, work, Memory(), crowded)
+
+
+def test_the_same_points_are_described_once(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all runs and gradients between them, with any model; other points are others."""
+    described._described.cache_clear()
+    times: list[int] = []
+    build = described.describe
+    monkeypatch.setattr(described, "describe", lambda *given, **named: times.append(1) or build(*given, **named))
+    work = survey(case())
+    first = on_a_device(processor, work, Memory(), 1)
+    faster = replace(work, velocity=1.01 * work.velocity, held=[])
+    for model in (work, faster):
+        records, velocity, _ = on_a_device(processor, model, Memory(), 1)
+        assert len(times) == 1
+        assert np.array_equal(records, first[0]) == np.array_equal(velocity, first[1]) == (model is work)
+    weights = work.receivers.weights.copy()
+    weights[0, 0] *= 2.0
+    louder = replace(work, receivers=replace(work.receivers, weights=weights), held=[])
+    records, *_ = on_a_device(processor, louder, Memory(), 1)
+    assert len(times) == 2
+    np.testing.assert_allclose(records[0, 0], 2.0 * first[0][0, 0], rtol=1e-5, atol=1e-12)

@@ -73,6 +73,11 @@ def choose(problem: Problem, limits: Limits, *, gradient: bool) -> Choice:
 
     On chip, a shot gets as few blocks as hold it, and more while there are multiprocessors without a shot.
     """
+    return _chosen(replace(problem, factor=0, drive=0), limits, gradient)
+
+
+@functools.lru_cache(maxsize=64)
+def _chosen(problem: Problem, limits: Limits, gradient: bool) -> Choice:
     if problem.dimensions != 2:
         return Choice("X", None, 0, "three dimensions stream through memory")
     runs: tuple[Run, ...] = ("forward", "adjoint") if gradient else ("forward",)

@@ -4,13 +4,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hpfwi_kernels.acoustic import cuda
-from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem, describe, outlined, tap_arrays
+from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem, outlined
+from hpfwi_kernels.acoustic.device.described import OwnPart, described
 from hpfwi_kernels.acoustic.memory import Memory, segments
 from hpfwi_kernels.acoustic.points import Points
 from hpfwi_kernels.acoustic.scheme import Scheme
@@ -130,7 +129,7 @@ def gradient_on_device(
     else:
         cuda.adjoint(replace(call, brackets=kept.data_ptr()), choice)
     per_shot = total.to(torch.float64).view(problem.shots, *problem.shape) * scheme.store_every
-    _add_own_part(per_shot, product, ready.drive, work)
+    _add_own_part(per_shot, product, ready.drive, ready.own)
     per_model = per_shot if velocity.dim() > scheme.dimensions else per_shot.sum(dim=0, keepdim=True)
     folded = _fold_edges(per_model * torch.where(ready.padded == 0, 0.0, 2.0 / ready.padded), scheme)
     wavelet_gradient = _downsample(drive_gradient, scheme.substeps) * scheme.substeps
@@ -160,6 +159,7 @@ class _Ready:
     drive: Tensor
     padded: Tensor
     """float64[model, padded cells], m/s"""
+    own: OwnPart
     held: list[Tensor]
     """What the addresses in `problem` and in calls point into."""
 
@@ -209,24 +209,12 @@ def _ready(velocity: Tensor, wavelet: Tensor, work: Work, *, gradient: bool) -> 
         factor[:, 0] = 0.0
     factor = factor.to(torch.float32)
     drive = _upsample(wavelet, scheme.substeps).to(torch.float32).contiguous()
-    held = [factor]
-
-    def place(block: NDArray[np.uint8]) -> int:
-        held.append(torch.from_numpy(block).to(device))
-        return held[-1].data_ptr()
-
-    problem = describe(
-        scheme,
-        work.sources,
-        work.receivers,
-        models=padded.shape[0],
-        steps=drive.shape[-1],
-        factor=factor.data_ptr(),
-        drive=drive.data_ptr(),
-        place=place,
+    known = described(
+        scheme, work.sources, work.receivers, models=padded.shape[0], steps=drive.shape[-1], device=device
     )
+    problem = replace(known.problem, factor=factor.data_ptr(), drive=drive.data_ptr())
     choice = cuda.choose(problem, cuda.limits_of(device.index or 0), gradient=gradient)
-    return _Ready(problem, choice, drive, padded, held)
+    return _Ready(problem, choice, drive, padded, known.own, [factor, known.block])
 
 
 def _bracket_room(memory: Memory, problem: Problem, slots: int, like: Tensor) -> Tensor:
@@ -274,26 +262,15 @@ def _type_of(work: Work) -> Any:
     return "bfloat16" if work.memory.half else "float32"
 
 
-def _add_own_part(per_shot: Tensor, product: Tensor, drive: Tensor, work: Work) -> None:
+def _add_own_part(per_shot: Tensor, product: Tensor, drive: Tensor, own: OwnPart) -> None:
     """The wavelet acts inside the bracket that c multiplies, at every step whatever store_every is.
 
     Taps of one cell are added in order, cell by cell.
     """
-    taps = {
-        name: torch.from_numpy(array).to(drive.device, torch.int64)
-        for name, array in tap_arrays(work.sources, work.scheme).items()
-        if name != "weights"
-    }
-    shots, sources = drive.shape[:2]
-    point = torch.repeat_interleave(torch.arange(shots * sources, device=drive.device), taps["point_starts"].diff())
-    own = (product.to(torch.float64) * drive.to(torch.float64).flatten(0, 1)[point]).sum(dim=1)
-    first, last = taps["group_starts"][:-1], taps["group_starts"][1:]
-    place = first[:, None] + torch.arange(int((last - first).max()), device=drive.device)
-    ordered = own[taps["group_taps"][place.clamp(max=len(own) - 1)]]
-    sums = torch.where(place < last[:, None], ordered, 0.0).sum(dim=1)
-    shot = torch.repeat_interleave(torch.arange(shots, device=drive.device), taps["shot_groups"].diff())
-    flat = per_shot.view(shots, -1)
-    flat[shot, taps["group_cells"]] = flat[shot, taps["group_cells"]] + sums
+    of_taps = (product.to(torch.float64) * drive.to(torch.float64).flatten(0, 1)[own.source]).sum(dim=1)
+    sums = torch.where(own.there, of_taps[own.taps], 0.0).sum(dim=1)
+    flat = per_shot.view(len(per_shot), -1)
+    flat[own.shot, own.cell] = flat[own.shot, own.cell] + sums
 
 
 def _fold_edges(gradient: Tensor, scheme: Scheme) -> Tensor:
