@@ -325,9 +325,14 @@ def test_blocks_of_a_grid_share_a_shot_on_a_device(processor: Processor, monkeyp
 def test_the_same_points_are_described_once(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
     """For all runs and gradients between them, with any model; other points are others."""
     described._described.cache_clear()
-    times: list[int] = []
+    times = []
     build = described.describe
-    monkeypatch.setattr(described, "describe", lambda *given, **named: times.append(1) or build(*given, **named))
+
+    def counted(*given: Any, **named: Any) -> Problem:
+        times.append(1)
+        return build(*given, **named)
+
+    monkeypatch.setattr(described, "describe", counted)
     work = survey(case())
     first = on_a_device(processor, work, Memory(), 1)
     faster = replace(work, velocity=1.01 * work.velocity, held=[])
