@@ -212,12 +212,14 @@ class _Run:
             raise self._about_shots(error) from error
         self.exponent = group.exponent
         misfit, search = self._misfit(result), line_search(result.total, result.scalars[items[0]])
-        # Of a trial that is rejected no trace is left in the course: the misfit is that of the model accepted last.
-        self.misfits.append(self.misfits[-1] if search.get("rejected") else misfit)
-        if keeps:
-            self._snapshot(iteration)
-        if diagnoses:
-            self._diagnose(iteration, result, misfit)
+        # Of a trial that is rejected no trace is left in the course: misfit and model are those accepted last.
+        rejected = bool(search.get("rejected"))
+        self.misfits.append(self.misfits[-1] if rejected else misfit)
+        with self.task.at_accepted() if rejected else contextlib.nullcontext():
+            if keeps:
+                self._snapshot(iteration)
+            if diagnoses:
+                self._diagnose(iteration, None if rejected else result, self.misfits[-1])
         self.done = iteration + 1
         self.seconds += time.perf_counter() - started
         step = {
@@ -377,7 +379,7 @@ class _Run:
         self.view.model("inverted", model, iteration, spacing_m=self._spacing_m, limits_mps=self._limits_mps)
 
     def _diagnose(self, iteration: int, result: IterationResult | None, misfit: float) -> None:
-        """Look at the model and network at the start of `iteration`; `result` is what it gave, `misfit` the model's."""
+        """Look at the model and network of `iteration`; `misfit` is the model's, `result` what it gave or None."""
         import torch
 
         task, initial = self.task, self.initial.velocity
@@ -391,7 +393,7 @@ class _Run:
             wavelength_m=float(initial.mean()) / max(task.simulator.peak_hz, 1 / task.simulator.survey.duration_s),
             true=self.true,
             gradient=None if result is None else task.gradient_in(result.total),
-            tangent_kernel=iteration == 0 or result is None,  # takes longer than all the rest: first and last
+            tangent_kernel=iteration in (0, self.settings.iterations),  # takes longer than all the rest
         )
         fields: dict[str, Any] = {name.removeprefix("metrics/"): value for name, value in scores.items()}
         if result is not None:

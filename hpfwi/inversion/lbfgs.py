@@ -13,7 +13,8 @@ Sums are NumPy's over float64 in one thread, whose order is fixed; products of B
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,19 @@ class Lbfgs:
     def acceptable(self) -> float | None:
         """The highest value at which the current trial is accepted; None: at any."""
         return self._value + SUFFICIENT * min(self._promised(), 0.0) if self._accepted else None
+
+    @contextlib.contextmanager
+    def at_accepted(self) -> Iterator[None]:
+        """Hold the parameters at the point accepted last, where there is one, until the context ends."""
+        if not self._accepted:
+            yield
+            return
+        trial = self._read()
+        self._write(self._accepted["point"])
+        try:
+            yield
+        finally:
+            self._write(trial)
 
     def zero_grad(self) -> None:
         """Forget the gradients of the parameters."""

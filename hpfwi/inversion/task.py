@@ -6,6 +6,7 @@ starts from the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -119,6 +120,10 @@ class InversionTask:
         with torch.no_grad():
             velocity: NDArray[np.float32] = self.parameterisation().numpy()
         return velocity
+
+    def at_accepted(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the model is the one that a line search accepted last; without one, the current one."""
+        return self.optimiser.at_accepted() if isinstance(self.optimiser, Lbfgs) else contextlib.nullcontext()
 
     def describe(self) -> list[str]:
         """Sentences for the log: what is trained, and how where it is not Adam that does it."""

@@ -30,6 +30,8 @@ EVERYTHING: dict[str, Any] = {
     "inversion__smooth_gradient_m": 15.0,
     "inversion__regularise__tv": 0.02,
     "inversion__checkpoint_every": 4,
+    "inversion__snapshot_every": 1,
+    "inversion__diagnostics_every": 1,
     "model__water_depth_m": 45.0,
 }
 """A first step of 1000 m/s, which bounds bend and the line search takes back, and all that shapes a step."""
@@ -119,6 +121,18 @@ def test_the_misfit_told_is_that_of_the_model_kept(shaped: Any) -> None:
     energies = [task.gradient(shots)[1] for shots in task.groups]
     misfit = sum(each["residual_energy"] for each in energies) / sum(each["observed_energy"] for each in energies)
     assert misfit == pytest.approx(of_last_band(shaped, "misfit")[-1], rel=1e-6)
+
+
+def test_the_models_shown_are_those_accepted(shaped: Any) -> None:
+    """Of an iteration whose trial is rejected the history has the model before, and so have the diagnostics."""
+    events = shaped.of_kind("iteration")
+    history, diagnosed = shaped.array("model/history"), shaped.of_kind("diagnostics")
+    for event, (before, model), told in zip(events[1:], itertools.pairwise(history[:-1]), diagnosed[1:], strict=False):
+        begins = "step_length" not in event  # a stage, at the model that the one before accepted last
+        assert np.array_equal(model, before) is (begins or bool(event["rejected"]))
+        assert ("skipped_share" in told) is not bool(event["rejected"])
+        if event["rejected"]:
+            assert told["mse_kmps2"] == diagnosed[event["iteration"] - 1]["mse_kmps2"]
 
 
 def test_water_and_bounds_are_kept(shaped: Any) -> None:
