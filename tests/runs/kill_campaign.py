@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 
 SILENCE_S = 900.0
 CLOCKS = {"time", "seconds", "samples_per_s", "shots_per_s", "wait_share", "data_wait_share"}
@@ -52,6 +53,15 @@ INVERSION = {
     "inversion.parameterisation.network.width": "16",
     "inversion.parameterisation.network.hidden_layers": "2",
 }
+LINE_SEARCH = INVERSION | {
+    "inversion.parameterisation.kind": "pixel",
+    "inversion.optimiser.kind": "lbfgs",
+    "inversion.optimiser.first_step": "200.0",
+    "inversion.bands_hz": "[20.0]",
+    "inversion.regularise.tv": "0.02",
+    "inversion.diagnostics_every": "3",
+    "inversion.snapshot_every": "3",
+}
 TRAINING = {
     "name": "toy",
     "network.name": "fcnvmb",
@@ -65,6 +75,7 @@ TRAINING = {
     "training.log_every": "1",
     "training.shown_samples": "0",
 }
+KINDS = ("inversion", "training", "line search")
 CLUSTER = """
 import sys
 from hpfwi_cluster import ClusterSettings
@@ -118,7 +129,7 @@ def run(kind: str, folder: Path, options: dict[str, str], address: str | None) -
     if address is not None:
         parallel._build = SlowFactory(parallel._build)  # type: ignore[assignment]
         parallel._build_training = SlowFactory(parallel._build_training)  # type: ignore[assignment]
-    inverts = kind == "inversion"
+    inverts = kind != "training"
     resume = (folder / "config.toml").is_file()
     chosen = where if resume else options | where
     load, go = (load_config, invert) if inverts else (load_train_config, train)
@@ -175,6 +186,9 @@ def bits(folder: Path) -> dict[str, object]:
         for event in read_events(folder)
         if event["kind"] in ("iteration", "step", "epoch", "diagnostics")
     ]
+    if (folder / "results.zarr").is_dir():
+        models: Any = zarr.open_group(folder / "results.zarr/model", mode="r")
+        told["models"] = {name: models[name][:].tobytes() for name in models}
     return told
 
 
@@ -223,17 +237,22 @@ class Campaign:
         self.cluster, self.address = cluster, address
         self.count: Counter[str] = Counter()
         self.resume_codes: Counter[int] = Counter()
-        self.options = {"inversion": INVERSION, "training": TRAINING | {"data.pairs": str(pairs(folder))}}
+        training = TRAINING | {"data.pairs": str(pairs(folder))}
+        self.options = {"inversion": INVERSION, "training": training, "line search": LINE_SEARCH}
         self.undisturbed: dict[str, dict[str, object]] = {}
-        for kind, options in self.options.items():
-            path = folder / f"{kind}-undisturbed" / "toy"
-            path.parent.mkdir()
-            assert os.waitstatus_to_exitcode(os.waitpid(start(kind, path, options, None), 0)[1]) == 0
-            self.undisturbed[kind] = bits(path)
 
     @property
     def kills(self) -> int:
         return sum(self.count[name] for name in ("worker killed", "worker stopped", "driver killed", "driver warned"))
+
+    def expected(self, kind: str) -> dict[str, object]:
+        """Return what a run of this kind gives that nothing disturbs."""
+        if kind not in self.undisturbed:
+            path = self.folder / f"{kind}-undisturbed" / "toy"
+            path.parent.mkdir()
+            assert os.waitstatus_to_exitcode(os.waitpid(start(kind, path, self.options[kind], None), 0)[1]) == 0
+            self.undisturbed[kind] = bits(path)
+        return self.undisturbed[kind]
 
     def one_run(self, kind: str, most: int) -> None:
         """Run to the end with at most so many disturbances; book what came out."""
@@ -256,7 +275,7 @@ class Campaign:
                 return
             if (path / "checkpoints").is_dir() and self.draw.random() < 0.25:
                 self.count["checkpoints damaged"] += damage(path, self.draw)
-        expected, found = self.undisturbed[kind], bits(path)
+        expected, found = self.expected(kind), bits(path)
         self.count["wrong bits"] += found != expected
         self.count["lost or doubled iterations"] += len(found["events"]) != len(expected["events"])  # type: ignore[arg-type]
 
@@ -330,6 +349,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--per-run", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of runs, one after the other")
     parser.add_argument("--limit-s", type=float, default=1e9, help="start no run after this time")
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder for the runs")
     parser.add_argument("--out", type=Path, help="where the account goes, as JSON")
@@ -354,7 +374,7 @@ def main() -> int:
             raise RuntimeError("Ray did not start; is the machine overloaded?")
         campaign = Campaign(asked.folder, asked.seed, cluster, address)
         while campaign.kills < asked.kills and time.monotonic() - began_s < asked.limit_s:
-            kind = ("inversion", "training")[campaign.count["runs"] % 2]
+            kind = asked.kinds[campaign.count["runs"] % len(asked.kinds)]
             campaign.one_run(kind, min(asked.per_run, asked.kills - campaign.kills))
             account = {
                 "kills": campaign.kills,
