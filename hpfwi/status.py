@@ -94,7 +94,9 @@ def status(path: Path, *, now: float | None = None) -> Status:
     training = is_training(path)
     config = _config(path, training)
     steps = [event for event in events if event["kind"] == ("step" if training else "iteration")]
-    done = max([event["iteration"] + 1 for event in steps if event["iteration"] >= 0], default=0)
+    # Of a training run not every step is logged, and a checkpoint counts what it holds.
+    counted = [event for event in events if event["kind"] == "checkpoint"] + steps
+    done = max([event["iteration"] + 1 for event in counted if event["iteration"] >= 0], default=0)
     recent = steps[-RECENT:]
     total = _steps_in_all(config, events) if training else int(config.inversion.iterations)
     batch = config.training.batch if training else None

@@ -73,6 +73,11 @@ class NetworkChoice(BaseModel):
         return self
 
 
+def fewest_samples(name: NetworkName) -> int:
+    """Samples that batch norm needs to take statistics from: InversionNet makes one cell of each."""
+    return 2 if name in ("inversionnet", "velocitygan") else 1
+
+
 def published_shapes(name: NetworkName) -> Shapes:
     """Shapes of records and model that a network was published for; FCNVMB also ran with OPENFWI_SHAPES."""
     if name in ("amfms-seg", "fcnvmb", "dd-net", "aba-fwi+", "tu-net-seg"):

@@ -112,9 +112,10 @@ class RefinementTask(ShardWriter):
         rows = []
         for row, sample in enumerate(samples):
             # One at a time: in a batch, the others could change last bits.
-            proposal = in_mps(self._trained.config.training, self._trained.predict(records[row : row + 1]))[0]
             number = self._source.samples[sample]
             try:
+                proposed = self._trained.predict(records[row : row + 1], first=number)
+                proposal = in_mps(self._trained.config.training, proposed)[0]
                 found = refine(proposal, records[row], self._simulator, settings, look=self._look)
             except DataError as error:
                 raise DataError(f"Sample {number} of {self._store.path}: {error}") from error

@@ -24,6 +24,7 @@ from hpfwi.training.metrics import Scores, benchmark_scores, published_scores, s
 from hpfwi.training.normalise import scale_in_words
 from hpfwi.training.pictures import draw_predictions, draw_profiles
 from hpfwi.training.settings import VALIDATION, TrainConfig, samples_of, split_of
+from hpfwi.training.sound import require_sound
 from hpfwi.training.trained import Trained, Which
 from hpfwi.training.weights import open_network
 
@@ -212,6 +213,7 @@ def _predicted(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Predicted and true velocities of some samples, float32[sample, z, x], m/s."""
     records, true = store.read(list(samples))
+    require_sound(store, samples, records, true)  # a score of NaN would be left out of a mean
     return in_mps(trained.config.training, trained.predict(records), true), true
 
 

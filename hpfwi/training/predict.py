@@ -61,7 +61,8 @@ def predict(
     def velocities() -> Iterator[NDArray[np.float32]]:
         for first in range(0, samples, _AT_ONCE):
             count = min(_AT_ONCE, samples - first)
-            values = trained.predict(file.read(0, file.samples)[None] if single else file.read(first, count))
+            part = file.read(0, file.samples)[None] if single else file.read(first, count)
+            values = trained.predict(part, first=first)
             yield values if normalised else in_mps(settings, values)
             progress(first + count, samples)
 

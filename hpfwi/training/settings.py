@@ -22,7 +22,7 @@ from hpfwi.config import (
 )
 from hpfwi.errors import ConfigError
 from hpfwi.inversion.optimise import AdamSettings
-from hpfwi.networks.build import NetworkChoice, build_network
+from hpfwi.networks.build import NetworkChoice, build_network, fewest_samples
 from hpfwi.parallel import ClusterSettings
 from hpfwi.store.openfwi import PairStore
 from hpfwi.training.batches import LoaderSettings, steps_per_epoch
@@ -346,12 +346,25 @@ def require_trainable(config: TrainConfig, store: PairStore) -> None:
             "now and then, which ruin a run without a sign; take 'float32'."
         )
     train, _ = samples_of(config, store)
+    _require_statistics(config)
     if config.training.mirror:
         require_symmetric(store.physics, store.model_shape[1], store.path)
     build_network(config.network)
     settings = config.training
     steps = steps_per_epoch(len(train), settings.batch)
     learning_rate(settings.schedule, step=0, steps_per_epoch=steps, epochs=settings.epochs)
+
+
+def _require_statistics(config: TrainConfig) -> None:
+    """Raise ConfigError where batch norm would take its statistics from too few samples."""
+    settings, fewest = config.training, fewest_samples(config.network.name)
+    at_once = settings.batch if settings.sync_batch_norm else settings.batch // settings.slices
+    if at_once < fewest:
+        raise ConfigError(
+            f"training.slices = {settings.slices} of a batch of {settings.batch} has slices of {at_once} sample, and "
+            f"batch norm of {config.network.name} needs {fewest}; take {settings.batch // fewest or 1} slices or less, "
+            "or a larger batch."
+        )
 
 
 def split_of(store: PairStore, name: str) -> range:

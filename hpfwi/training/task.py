@@ -46,6 +46,7 @@ from hpfwi.training.schedule import generator_moves, learning_rate
 from hpfwi.training.settings import TrainConfig, load_train_config, samples_of
 from hpfwi.training.shared_norm import HaltedSlice, share_statistics
 from hpfwi.training.slice_loss import backward, edges_of, in_a_batch, terms_of
+from hpfwi.training.sound import require_sound
 from hpfwi.training.spikes import SpikeGuard
 from hpfwi.training.trained import AVERAGE, GUARD, NETWORK, OPTIMISER
 from hpfwi.training.weights import Weights
@@ -129,7 +130,7 @@ class TrainingTask:
         samples, `waited_s`, and those of `hpfwi.training.spikes.Skipped` after the step before. May be called from
         several threads at once.
 
-        raises      NumericsError: a loss that is not finite; DataError: a sample that cannot be read
+        raises      NumericsError: a loss that is not finite; DataError: a sample that cannot be read, or is not finite
         """
         assert self._step is not None  # begin comes first
         started = time.perf_counter()
@@ -185,14 +186,16 @@ class TrainingTask:
         started: float,
         waited_s: float,
     ) -> dict[str, float]:
-        """The numbers that go with what a slice adds; raises NumericsError where one of either is not finite."""
+        """The numbers that go with what a slice adds; raises where one of either is not finite."""
         loss = sum(value for name, value in terms.items() if name not in ("critic", "penalty"))
         numbers = {"loss": loss, **terms, "samples": float(round(share * self.settings.batch))}
         if not np.isfinite(list(numbers.values())).all() or not np.isfinite(array).all():
             epoch, step = divmod(self._step or 0, self.batches.steps_per_epoch)
+            samples = self.batches.indices(epoch, step, slot)
+            require_sound(self.store, samples, *self.store.read(samples))
             raise NumericsError(
-                f"a loss of {loss:g} or a gradient that is not finite in slice {slot} of step {step} of epoch "
-                f"{epoch + 1}, samples {listed(self.batches.indices(epoch, step, slot))}"
+                f"a loss of {loss:g} or a gradient that is not finite in slice {slot + 1} of step {step + 1} of epoch "
+                f"{epoch + 1}, samples {listed(samples)}"
             )
         skipped = {f"{SKIPPED}{name}": float(value) for name, value in asdict(self._guard.skipped).items()}
         return numbers | skipped | {"seconds": time.perf_counter() - started, "waited_s": waited_s}
@@ -249,6 +252,8 @@ class TrainingTask:
             found = loss_terms(settings.loss, outputs, scale.normalised(target_mps), edges=edges)
             found = in_a_batch(settings.loss, found, len(indices) / settings.batch)
             terms = {name: float(value) for name, value in found.items()}
+            if not np.isfinite(list(terms.values())).all():
+                require_sound(self.store, indices, records, models)
             prediction = outputs[0] if isinstance(outputs, tuple) else outputs
             predicted_mps = scale.in_mps(prediction)[:, 0].cpu().numpy()
         scores = scores_in_mps(predicted_mps, models)

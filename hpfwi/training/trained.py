@@ -21,6 +21,7 @@ from hpfwi.store.openfwi import PairStore
 from hpfwi.training.forward import velocities_of
 from hpfwi.training.replicas import put_weights, weights_of
 from hpfwi.training.settings import TrainConfig, is_training, load_train_config
+from hpfwi.training.sound import first_unsound
 
 Which = Literal["best", "last"]
 STATE = "state/"
@@ -63,10 +64,12 @@ class Trained:
         assert self.config.network.records_shape is not None  # a run folder's configuration is resolved
         return self.config.network.records_shape
 
-    def predict(self, records: NDArray[np.float32]) -> NDArray[np.float32]:
+    def predict(self, records: NDArray[np.float32], *, first: int = 0) -> NDArray[np.float32]:
         """Velocities on the network's scale, float32[sample, z, x], of records[sample, shot, time, receiver].
 
         Samples are computed a slice of training at a time, and no sample's result depends on the others.
+
+        first       what a message calls the first of them
         raises      DataError: records of another shape, or not finite; predictions that are not finite
         """
         if records.shape[1:] != self.records_shape or not len(records):
@@ -75,12 +78,9 @@ class Trained:
                 f"with {list(self.records_shape)} after the samples."
             )
         # A layer may turn NaN into a number, and velocities would come out that look like any others.
-        sound = np.isfinite(records).all(axis=(1, 2, 3))
-        if not sound.all():
-            raise DataError(
-                f"Records number {int(np.argmin(sound))} of {len(records)} hold NaN or infinity; mend them or leave "
-                "them out."
-            )
+        row = first_unsound(records)
+        if row is not None:
+            raise DataError(f"The records of sample {first + row} hold NaN or infinity; mend them or leave them out.")
         parts = list(self._parts(records))
         velocities = np.concatenate(parts)
         if not np.isfinite(velocities).all():

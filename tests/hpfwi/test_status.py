@@ -87,13 +87,14 @@ def test_a_training_run_counts_steps_and_waits_for_data(tmp_path: Path) -> None:
         event("data", 59.0, pairs="x.zarr", train=20, validation=4),
         *(event("step", 50.0 - 10.0 * place, iteration=9 + 10 * place, **step) for place in range(2)),
         event("worker_lost", 30.0, iteration=-1, sentence="in a validation"),
+        event("checkpoint", 29.0, iteration=24, path="checkpoints/iteration-00000025"),
     ]
     path = folder(tmp_path / "tiny", events, training=True, lock={"pid": os.getpid(), "host": socket.gethostname()})
     found = status(path, now=NOW)
     # 20 samples in batches of 6 are 3 steps an epoch, 15 in all; logged every ten steps, ten seconds apart.
     assert (found.kind, found.unit, found.total, found.item) == ("training", "step", 15, "samples")
     assert (found.measure, found.value, found.data_wait_share) == ("loss", 0.5, 0.02)
-    assert (found.done, found.items) == (20, 120)
+    assert (found.done, found.items) == (25, 150)  # as the checkpoint says
     assert "for data 2 %" in "\n".join(as_text(found))
 
 

@@ -372,6 +372,15 @@ def test_a_split_called_validation_is_used(tmp_path: Any) -> None:
         samples_of(load_train_config(None, [])[0], three)
 
 
+@pytest.mark.parametrize("network", ["inversionnet", "velocitygan"])
+def test_slices_of_one_sample_are_refused_where_they_give_no_statistics(store: PairStore, network: str) -> None:
+    loss = {"velocitygan": "wgan-gp"}.get(network, "mse")
+    options = {"network__name": network, "training__loss__name": loss, "training__batch": 6}
+    with pytest.raises(ConfigError, match=f"slices of 1 sample, and batch norm of {network} needs 2; take 3 slices"):
+        require_trainable(configured(store, **options, training__slices=4), store)
+    require_trainable(configured(store, **options, training__slices=3), store)
+
+
 def test_a_step_with_an_absurd_gradient_changes_nothing(make: Callable[..., TrainingTask]) -> None:
     """Neither weights, nor Adam's moments, nor statistics of batch norm, nor the average; the next step says so."""
     task = make(training__average_decay=0.5)
@@ -399,7 +408,7 @@ def test_a_loss_that_is_not_finite_is_refused(make: Callable[..., TrainingTask])
     with torch.no_grad():
         trained_parameters(task.network)[0].fill_(math.inf)
     task.begin(0)
-    with pytest.raises(NumericsError, match="slice 1 of step 0"):
+    with pytest.raises(NumericsError, match="slice 2 of step 1 of epoch 1"):
         task.gradient(1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -278,18 +279,31 @@ def test_the_number_of_workers_changes_no_bit(trained: RunTraining, whole: Path,
     assert bits(gone_on(path, cluster__workers=3)) == bits(whole)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("truncated", r".*damaged\.zarr"),
+        ("missing", r".*damaged\.zarr"),
+        ("records", r"Sample 5 of .*damaged\.zarr has NaN or infinity in its records: look"),
+        ("model", r"Sample 19 of .*damaged\.zarr has NaN or infinity in its model: look"),
+    ],
+)
 def test_a_damaged_store_ends_the_run_with_one_sentence_about_it(
-    trained: RunTraining, store: PairStore, tmp_path: Path, damage: str
+    trained: RunTraining, store: PairStore, tmp_path: Path, damage: str, said: str
 ) -> None:
     copied = tmp_path / "damaged.zarr"
     shutil.copytree(store.path, copied)
-    (shard,) = (path for path in (copied / "records" / "c").rglob("*") if path.is_file())
+    name, sample, cells = ("models", TRAIN - 1, MODEL) if damage == "model" else ("records", 5, RECORDS)
+    (shard,) = (path for path in (copied / name / "c").rglob("*") if path.is_file())
     if damage == "missing":
         shard.unlink()
-    else:
+    elif damage == "truncated":
         os.truncate(shard, 1000)
-    with pytest.raises(DataError, match=r"^Training cannot go on: .* DataError: .*damaged\.zarr") as caught:
+    else:  # of a sample that trains, or of the one that validates
+        with shard.open("r+b") as file:
+            file.seek(4 * sample * math.prod(cells))
+            file.write(np.float32(np.nan).tobytes())
+    with pytest.raises(DataError, match=rf"^Training cannot go on: .* DataError: {said}") as caught:
         trained(tmp_path, data__pairs=copied)
     assert "Nothing was applied" in str(caught.value)
 
@@ -452,7 +466,7 @@ def test_the_commands_from_training_to_comparison(
 
     records[2, 0, 3, 4] = np.nan
     np.save("broken.npy", records)
-    assert "Records number 2 of 4 hold NaN" in command("predict", whole, "broken.npy", "broken-out.npy", code=3)
+    assert "The records of sample 2 hold NaN" in command("predict", whole, "broken.npy", "broken-out.npy", code=3)
     if not torch.cuda.is_available():
         assert "--device cpu" in command("evaluate", whole, "--device", "cuda", code=2)
 
