@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hpfwi.run_folder import read_events
+from hpfwi.tensorboard_file import EventFile
 
 FOLDER = "tb"
 _SCALARS = ("misfit", "shots_per_s", "wait_share", "seconds", "stage", "trial_misfit", "step_length", "rejected")
@@ -18,16 +19,14 @@ _PIXELS_WIDE = 900
 
 
 class TensorBoardView:
-    """Write scalars and model images of the run in `path` under its folder tb/."""
+    """Write scalars and model images of the run in `path` under its folder tb/.
+
+    raises      DiskError: the disk refuses; so does whatever adds to it
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._writer = self._open()
-
-    def _open(self) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self._path / FOLDER), flush_secs=10)
+        self._file = EventFile(path / FOLDER)
 
     def start_again(self) -> None:
         """Write everything again from the event log and the results, in place of what is there.
@@ -38,7 +37,7 @@ class TensorBoardView:
         events = read_events(self._path)
         self.close()
         shutil.rmtree(self._path / FOLDER, ignore_errors=True)
-        self._writer = self._open()
+        self._file = EventFile(self._path / FOLDER)
         for event in events:
             self.event(event)
         _add_models(self, self._path / "results.zarr")
@@ -64,7 +63,9 @@ class TensorBoardView:
                 if name not in ("kind", "time", "iteration"):
                     self._diagnostic(f"diagnostics/{name}", value, iteration, event["time"])
         elif event["kind"] == "worker_lost":
-            self._writer.add_text("workers lost", event.get("sentence", ""), iteration, event["time"])
+            from torch.utils.tensorboard.summary import text
+
+            self._file.add(text("workers lost", event.get("sentence", "")), iteration, event["time"])
 
     def _diagnostic(self, tag: str, value: Any, iteration: int, at: float) -> None:
         """A number, or the numbers of a table of them."""
@@ -76,7 +77,15 @@ class TensorBoardView:
 
     def _scalar(self, tag: str, value: Any, iteration: int, at: float) -> None:
         if isinstance(value, int | float | np.number) and not isinstance(value, bool) and np.isfinite(value):
-            self._writer.add_scalar(tag, float(value), iteration, at)
+            from torch.utils.tensorboard.summary import scalar
+
+            self._file.add(scalar(tag, float(value)), iteration, at)
+
+    def _image(self, tag: str, pixels: np.ndarray, iteration: int) -> None:
+        """A picture, uint8[row, column, 3]."""
+        from torch.utils.tensorboard.summary import image
+
+        self._file.add(image(tag, pixels, dataformats="HWC"), iteration)
 
     def model(
         self,
@@ -91,11 +100,11 @@ class TensorBoardView:
 
         limits_mps  keep the colours comparable
         """
-        self._writer.add_image(f"model/{name}", _picture(velocity, spacing_m, limits_mps), iteration, dataformats="HWC")
+        self._image(f"model/{name}", _picture(velocity, spacing_m, limits_mps), iteration)
 
     def close(self) -> None:
-        """Flush and close the files."""
-        self._writer.close()
+        """Close the file."""
+        self._file.close()
 
 
 def rebuild(path: Path) -> None:

@@ -309,9 +309,10 @@ class _Run:
         state = group.state()
         if validation is not None and (self.best is None or validation["loss"] < self.best["validation"]["loss"]):
             self.best = {"epoch": epoch, "iteration": self.done, "validation": validation}
-        stages = self.settings.curriculum
+        stages, judged = self.settings.curriculum, list(self.judged)
         if validation is not None and (stages is None or curriculum_stage(epoch, stages) == LAST_STAGE):
-            self.judged.append(validation["loss"])
+            judged.append(validation["loss"])
+        gainless = without_gain(judged, self.settings.early_stop.minimum_gain)
         rate = self._rate(self.done - 1)
         self._log(
             "epoch",
@@ -321,17 +322,18 @@ class _Run:
             learning_rate=rate,
             **speed,
             validation=validation or {},
-            without_gain=self.without_gain,
+            without_gain=gainless,
         )
-        judged = "" if validation is None else f"  validation {validation['loss']:.4g}, {validation['mae_mps']:.1f} m/s"
+        said = "" if validation is None else f"  validation {validation['loss']:.4g}, {validation['mae_mps']:.1f} m/s"
         if validation is not None and self.settings.early_stop.patience is not None:
-            judged += f", {self.without_gain} of {self.settings.early_stop.patience} without a gain"
+            said += f", {gainless} of {self.settings.early_stop.patience} without a gain"
         self.say(
-            f"epoch {epoch + 1}/{self.settings.epochs}  loss {means['loss']:.4g}{judged}  rate {rate:.3g}  "
+            f"epoch {epoch + 1}/{self.settings.epochs}  loss {means['loss']:.4g}{said}  rate {rate:.3g}  "
             f"{speed['samples_per_s']:.3g} samples/s  waiting for data {speed['data_wait_share']:.0%}  "
             f"after {clock(self.seconds)}".replace("%", " %")
         )
         self.epoch.clear()
+        self.judged = judged
         self._save(state, score=None if validation is None else validation["loss"])
         if validation is not None and self.settings.shown_samples:
             self._draw(state)

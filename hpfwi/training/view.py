@@ -41,7 +41,7 @@ class TrainingView(TensorBoardView):
         from matplotlib.image import imread
 
         pixels = (np.asarray(imread(path))[..., :3] * 255).round().astype(np.uint8)
-        self._writer.add_image("validation", pixels, _steps_of(path), dataformats="HWC")
+        self._image("validation", pixels, _steps_of(path))
 
 
 def figure_path(run: Path, steps: int) -> Path:

@@ -19,6 +19,7 @@ from hpfwi.inversion.invert import invert
 from hpfwi.run_folder import RunFolder
 from hpfwi.stop import Stop
 from hpfwi.store.npy_files import write_npy
+from hpfwi.tensorboard_view import TensorBoardView
 
 
 @pytest.fixture
@@ -69,6 +70,15 @@ def test_there_is_no_room_for_a_run_folder_or_for_predictions(small_disk: Path) 
     with pytest.raises(DiskError, match=r"out\.npy cannot be written \(No space left on device\)"):
         write_npy(small_disk / "out.npy", (128, 70, 70), parts, overwrite=False)
     assert sorted(path.name for path in small_disk.rglob("*")) == ["ballast", "runs"]
+
+
+def test_a_view_that_cannot_be_written_is_one_sentence(small_disk: Path) -> None:
+    view = TensorBoardView(small_disk)
+    (small_disk / "ballast").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+    numbers = {f"number {place}": 1.0 for place in range(1000)}  # more than the block that the file has already
+    with pytest.raises(DiskError, match=r"files cannot be written to .*/tb \(No space left on device\); make room"):
+        view.event({"kind": "diagnostics", "time": 0.0, "iteration": 0} | numbers)
+    view.close()
 
 
 def test_a_run_folder_that_vanishes_is_one_sentence(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
