@@ -43,7 +43,7 @@ class Which(StrEnum):
 
 
 def gathers(
-    source: Annotated[Path, typer.Argument(metavar="LINE.SEGY", help="Shot records of a 2-D line, .segy or .sgy.")],
+    source: Annotated[Path, typer.Argument(metavar="LINE.SEGY", help="Shot records, .segy or .sgy.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="Where the gathers go.")],
     band_hz: Annotated[
         str | None,
@@ -54,9 +54,14 @@ def gathers(
         typer.Option(
             "--line",
             metavar="X0,Y0,X1,Y1",
-            help="Map coordinates of distance 0 and of another point; without it, the best straight line.",
+            help="Map coordinates of distance 0 and of another point; without it, the best straight line, of an area "
+            "one along X from the lowest X and Y.",
         ),
     ] = None,
+    areal: Annotated[
+        bool,
+        typer.Option("--areal", help="For a 3-D model: the line is its x axis, what lies to the left of it is y."),
+    ] = False,
     datum_m: Annotated[float, typer.Option("--datum-m", metavar="M", help="Elevation of the model's top.")] = 0.0,
     source_depth_m: Annotated[
         float | None, typer.Option("--source-depth-m", metavar="M", min=0, help="In place of the headers' depths.")
@@ -82,8 +87,8 @@ def gathers(
 ) -> None:
     """Read shot gathers and their geometry from SEG-Y.
 
-    Shots, positions and depths come from the trace headers, and are laid on a straight line. The result is
-    inverted with --set data.observed=OUT.zarr.
+    Shots, positions and depths come from the trace headers, and are laid on a straight line, or over an area. The
+    result is inverted with --set data.observed=OUT.zarr.
     """
     from hpfwi import __version__
     from hpfwi.store.atomic import refuse_unwritable
@@ -97,6 +102,7 @@ def gathers(
         records = open_records(
             file,
             line_m=_numbers(line, "--line", 4),
+            areal=areal,
             datum_m=datum_m,
             source_depth_m=source_depth_m,
             receiver_depth_m=receiver_depth_m,
@@ -306,16 +312,23 @@ def _described(records: Records) -> list[str]:
     """What was found in a SEG-Y file."""
     import numpy as np
 
+    from hpfwi.physics.survey import horizontal_m
+
     survey, (x0, y0, x1, y1) = records.survey, records.line_m
     receivers = survey.live_receivers().sum(axis=1)
-    sources, spread = survey.sources_m[:, 0], survey.receivers_m[survey.live_receivers()]
-    offsets = np.abs(survey.receivers_m[..., 1] - survey.sources_m[:, :, 1])
+    offsets = horizontal_m(survey.receivers_m, survey.sources_m)
+
+    def extent(positions: NDArray[np.float64]) -> str:
+        *across, along = (_range(values) for values in positions[:, 1:].T)
+        places = [f"{along} along the line", *(f"{one} to its left" for one in across)]
+        return f"{', '.join(places)}, {_range(positions[:, 0])} deep"
+
     return [
         f"Shots        {survey.shots}, of {_range(receivers, '')} receivers",
         f"Records      {survey.samples} samples of {1000 * survey.dt_s:g} ms, {survey.duration_s:g} s",
         f"Line         from X, Y = {x0:.10g}, {y0:.10g} towards {x1:.10g}, {y1:.10g}",
-        f"Sources      {_range(sources[:, 1])} along the line, {_range(sources[:, 0])} deep",
-        f"Receivers    {_range(spread[:, 1])} along the line, {_range(spread[:, 0])} deep",
+        f"Sources      {extent(survey.sources_m[:, 0])}",
+        f"Receivers    {extent(survey.receivers_m[survey.live_receivers()])}",
         f"Offsets      {_range(offsets[np.isfinite(offsets)])}",
         *(f"Remark       {remark}" for remark in records.remarks),
     ]

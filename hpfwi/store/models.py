@@ -17,7 +17,7 @@ from hpfwi.physics.grid import AXES, Grid, along_axes
 from hpfwi.physics.model import EarthModel
 from hpfwi.physics.numpy_file import load_numpy
 from hpfwi.store.atomic import new_folder
-from hpfwi.store.segy import read_segy_model
+from hpfwi.store.segy_models import read_segy_model
 
 FORMAT = "hpfwi-model"
 VERSION = 1
@@ -47,7 +47,7 @@ def read_model(
         raise DataError(f"Model file {file} does not exist.")
     origin_m: tuple[float, ...] = ()
     if suffix in (".segy", ".sgy"):
-        values, spacing_m = read_segy_model(file, None if spacing_m is None else along_axes(spacing_m, 2))
+        values, spacing_m = read_segy_model(file, spacing_m)
     elif suffix == ".zarr":
         values, stored_m, origin_m = _read_zarr(file, key)
         spacing_m = stored_m if spacing_m is None else spacing_m

@@ -1,7 +1,8 @@
-"""Field records in SEG-Y files: the gathers of a line, with the positions that the trace headers give.
+"""Field records in SEG-Y files: the gathers of a line or an area, with the positions that the trace headers give.
 
 Headers hold map coordinates and elevations, an inversion wants distance along a straight line and depth below a datum.
-The line is given, or the best straight one through all sources and receivers; what is off it is projected onto it.
+The line is given, or the best straight one through all sources and receivers; what is off it is projected onto it. Of
+an area the line is the x axis, and distances across it, to its left as seen from above, are y.
 
 Bytes are counted from 1 as the standard does: 9 field record, 29 trace code, 37 offset, 41 receiver elevation,
 45 source surface elevation, 49 source depth, 69 and 71 scalars of elevations and coordinates, 73 to 88 coordinates of
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.physics.bands import band_passed
-from hpfwi.physics.survey import Survey
+from hpfwi.physics.survey import Survey, horizontal_m
 from hpfwi.store.segy import SegyFile
 
 PRESSURE_CODES = (0, 1, 11)
@@ -38,17 +39,17 @@ OFFSET_TOLERANCE = 0.05
 """Relative difference of the offsets in the headers from those of the coordinates that is worth a remark."""
 
 Line = tuple[float, float, float, float]
-"""Map coordinates (X, Y) of distance 0 and of another point of the line, metres."""
+"""Map coordinates (X, Y) of distance 0 and of another point of the line, metres; of an area's origin and x axis."""
 
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """The shots of a SEG-Y file, laid on a line; the samples are read when `gathers` is walked."""
+    """The shots of a SEG-Y file, laid on a line or over an area; the samples are read when `gathers` is walked."""
 
     file: SegyFile
     survey: Survey
     line_m: Line
-    """As used: given, or the best straight line, from the first position to the last."""
+    """As used: given, or the best straight line, from the first position to the last; of an area see `open_records`."""
     remarks: tuple[str, ...]
     """What was left out, and what a careful reader should know."""
     _traces: tuple[NDArray[np.int64], ...]
@@ -69,6 +70,7 @@ def open_records(
     file: SegyFile,
     *,
     line_m: Line | None = None,
+    areal: bool = False,
     datum_m: float = 0.0,
     source_depth_m: float | None = None,
     receiver_depth_m: float | None = None,
@@ -81,9 +83,11 @@ def open_records(
 ) -> Records:
     """Find the shots of a file: traces of one field record and one source position.
 
+    line_m                 None takes the best straight line, of an area one along X, from the lowest X and Y
+    areal                  positions are (z, y, x), and not (z, x) after projection onto the line
     datum_m                elevation of the model's top; depths are counted from it
     source_depth_m, receiver_depth_m   below the datum, in place of the headers
-    min_, max_offset_m     distances along the line that are kept
+    min_, max_offset_m     distances along the line, or over the area, that are kept
     every                  1 keeps every shot, 2 every second one, from the first on
     duration_s             records are cut there; None keeps all samples
     band_hz                see `hpfwi.physics.bands.band_passed`; None leaves the records as they are
@@ -103,11 +107,17 @@ def open_records(
     if not len(kept):
         raise DataError(f"{file.path} has no trace of the codes {list(codes)}; name those to keep with --trace-code.")
     sources, receivers = _map_positions_m(file)
-    line_m = _best_line(sources[kept], receivers[kept]) if line_m is None else line_m
-    source_x, receiver_x = _along(sources, line_m), _along(receivers, line_m)
-    source_z, receiver_z = _depths_m(file, datum_m, source_depth_m, receiver_depth_m)
-    remarks += _about_offsets(file, sources, receivers, np.abs(source_x - receiver_x))
-    offsets = np.abs(source_x - receiver_x)[kept]
+    if line_m is None:
+        line_m = (_along_x if areal else _best_line)(np.concatenate([sources[kept], receivers[kept]]))
+    depths = _depths_m(file, datum_m, source_depth_m, receiver_depth_m)
+    first = 0 if areal else 1  # a line has no y
+    source_m, receiver_m = (
+        np.column_stack([z, np.round(_in_frame(places, line_m)[:, first:], _decimals(file)) + 0.0])
+        for z, places in zip(depths, (sources, receivers), strict=True)
+    )
+    offsets = horizontal_m(source_m, receiver_m)
+    remarks += _about_offsets(file, sources, receivers, offsets)
+    offsets = offsets[kept]
     inside = (offsets >= min_offset_m) & (offsets <= max_offset_m)
     if not inside.all():
         kept_m = f"outside {min_offset_m:g} to {max_offset_m:g} m"
@@ -133,10 +143,10 @@ def open_records(
     if band_hz is not None:
         band_passed(np.zeros((1, 2), np.float32), dt_s, *band_hz)  # refuses what does not fit the sampling
     most = max(len(traces) for traces in live)
-    positions = np.full((2, len(live), most, 2), np.nan)
+    positions = np.full((2, len(live), most, source_m.shape[1]), np.nan)
     for shot, traces in enumerate(live):
-        positions[0, shot, 0] = source_z[traces[0]], source_x[traces[0]]
-        positions[1, shot, : len(traces)] = np.stack([receiver_z[traces], receiver_x[traces]], axis=1)
+        positions[0, shot, 0] = source_m[traces[0]]
+        positions[1, shot, : len(traces)] = receiver_m[traces]
     survey = Survey(positions[0, :, :1], positions[1], dt_s, samples)
     _check_below(survey, datum_m)
     return Records(file, survey, line_m, tuple(remarks), tuple(live), delays, band_hz)
@@ -194,9 +204,9 @@ def _map_positions_m(file: SegyFile) -> tuple[NDArray[np.float64], NDArray[np.fl
     return source, receiver
 
 
-def _best_line(sources: NDArray[np.float64], receivers: NDArray[np.float64]) -> Line:
+def _best_line(places: NDArray[np.float64]) -> Line:
     """The straight line nearest to all positions, walked towards growing X, or growing Y where it runs along Y."""
-    places = np.unique(np.concatenate([sources, receivers]), axis=0)
+    places = np.unique(places, axis=0)
     centre = places.mean(axis=0)
     direction = np.linalg.svd(places - centre, full_matrices=False)[2][0]
     direction = direction * np.sign(direction[np.argmax(np.abs(direction))])
@@ -205,8 +215,14 @@ def _best_line(sources: NDArray[np.float64], receivers: NDArray[np.float64]) -> 
     return (float(start[0]), float(start[1]), float(end[0]), float(end[1]))
 
 
-def _along(places: NDArray[np.float64], line_m: Line) -> NDArray[np.float64]:
-    """Distance along the line, float64[trace], metres; to a tenth of a millimetre, far below any header."""
+def _along_x(places: NDArray[np.float64]) -> Line:
+    """From the lowest X and Y to the highest X."""
+    (x0, y0), x1 = places.min(axis=0), places[:, 0].max()
+    return (float(x0), float(y0), float(x1), float(y0))
+
+
+def _in_frame(places: NDArray[np.float64], line_m: Line) -> NDArray[np.float64]:
+    """Distances (across the line to its left, along it), float64[trace, 2], metres."""
     start, end = np.array(line_m[:2]), np.array(line_m[2:])
     length = float(np.hypot(*(end - start)))
     if not (math.isfinite(length) and length > 0):
@@ -214,7 +230,18 @@ def _along(places: NDArray[np.float64], line_m: Line) -> NDArray[np.float64]:
             f"A line from {start[0]:g}, {start[1]:g} to {end[0]:g}, {end[1]:g} has no direction: give two different "
             "points."
         )
-    return np.asarray(np.round((places - start) @ (end - start) / length, 4) + 0.0)
+    along = (end - start) / length
+    across = np.array([-along[1], along[0]])
+    return np.asarray((places - start) @ np.stack([across, along], axis=1))
+
+
+def _decimals(file: SegyFile) -> int:
+    """Decimals of a metre that the headers can tell, one at least.
+
+    A turned line adds others. Without them a receiver on a node would be a hair off it, or outside the model.
+    """
+    unit_m = float(_scaled(np.ones(file.traces, np.int64), file.field(71)).min()) * _metres(file)
+    return min(4, max(1, math.ceil(-math.log10(unit_m) - 1e-9)))
 
 
 def _depths_m(
@@ -240,11 +267,11 @@ def _check_below(survey: Survey, datum_m: float) -> None:
 
 
 def _about_offsets(
-    file: SegyFile, sources: NDArray[np.float64], receivers: NDArray[np.float64], along: NDArray[np.float64]
+    file: SegyFile, sources: NDArray[np.float64], receivers: NDArray[np.float64], kept: NDArray[np.float64]
 ) -> Iterator[str]:
     """Remarks on offsets that the line shortens, and on those of the headers where they differ."""
     true = np.hypot(*(sources - receivers).T)
-    lost = float((true - along).max())
+    lost = float((true - kept).max())
     if lost >= 1:
         yield f"Projection onto the line shortens offsets by up to {lost:.3g} m."
     noted = np.abs(file.field(37)) * _metres(file)
@@ -281,9 +308,9 @@ def _samples(file: SegyFile, dt_s: float, duration_s: float | None, latest: int)
 def _shots(file: SegyFile, kept: NDArray[np.int64], sources: NDArray[np.float64]) -> list[NDArray[np.int64]]:
     """Trace numbers of every shot: of one field record and one source position, in the order of the file."""
     keys = np.column_stack([file.field(9)[kept], sources[kept]])
-    _, first, shot = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    return [kept[shot.ravel() == number] for number in order]
+    _, first, shot, counts = np.unique(keys, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    by_shot = np.split(kept[np.argsort(shot.ravel(), kind="stable")], np.cumsum(counts)[:-1])
+    return [by_shot[number] for number in np.argsort(first)]
 
 
 def _shifted(table: NDArray[np.float32], delays: NDArray[np.int64], samples: int) -> NDArray[np.float32]:

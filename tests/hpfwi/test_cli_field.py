@@ -97,6 +97,13 @@ def test_from_segy_to_a_wavelet(line: Path) -> None:
     assert "--shots 1 has no say" in refused(2, "wavelet", "my.toml", *field, "--per-shot", "--shots", "1")
 
 
+def test_an_area_out_of_segy(line: Path) -> None:
+    result = run("data", "gathers", "line.sgy", "area.zarr", "--areal", "--line", "0,-50,435,-50")
+    assert result.exit_code == 0, result.output
+    assert "Receivers    0 to 435 m along the line, 50 m to its left, 15 m deep" in result.stdout
+    assert open_gathers("area.zarr").survey.receivers_m.shape[-1] == 3
+
+
 def test_what_cannot_be_done_is_one_sentence(line: Path) -> None:
     assert "not 2 numbers" in refused(2, "data", "gathers", "line.sgy", "a.zarr", "--band-hz", "5")
     assert "cannot be taken" in refused(2, "data", "gathers", "line.sgy", "a.zarr", "--band-hz", "5,4000")

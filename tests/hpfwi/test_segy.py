@@ -7,8 +7,11 @@ import pytest
 import segyio
 
 from hpfwi.errors import DataError
+from hpfwi.physics.grid import Grid
+from hpfwi.physics.model import EarthModel
 from hpfwi.store.models import read_model
-from hpfwi.store.segy import read_segy, read_segy_model
+from hpfwi.store.segy_models import read_segy, read_segy_model
+from hpfwi.store.segy_write import write_segy_model
 
 SHARED_DATA = Path(os.environ.get("HPFWI_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 ODD = SHARED_DATA / "segy_odd"
@@ -117,10 +120,41 @@ def test_a_truncated_file_is_refused_in_one_sentence(tmp_path: Path, velocity: n
         read_segy(tmp_path / "none.sgy")
 
 
+def test_a_block_is_read_whatever_the_order_of_its_traces(tmp_path: Path) -> None:
+    grid = Grid((5, 3, 4), (10.0, 25.0, 20.0), (0.0, 50.0, 100.0))
+    block = np.random.default_rng(0).uniform(1500, 4500, grid.shape).astype(np.float32)
+    write_segy_model(tmp_path / "block.sgy", EarthModel(block, grid))
+    read = read_model(tmp_path / "block.sgy")
+    assert np.array_equal(read.velocity, block)
+    assert read.grid.spacing_m == grid.spacing_m
+    # A trace is 240 bytes of headers and 5 samples; crosslines outermost, and walked backwards.
+    whole = (tmp_path / "block.sgy").read_bytes()
+    traces = np.frombuffer(whole[3600:], np.uint8).reshape(3, 4, 260)
+    (tmp_path / "other.sgy").write_bytes(whole[:3600] + traces.swapaxes(0, 1)[::-1].tobytes())
+    assert np.array_equal(read_model(tmp_path / "other.sgy").velocity, block)
+    assert read_model(tmp_path / "other.sgy", (5.0, 6.0, 7.0)).grid.spacing_m == (5.0, 6.0, 7.0)
+    assert read_model(tmp_path / "other.sgy", 5.0).grid.spacing_m == (5.0, 5.0, 5.0)
+    section = read_model(tmp_path / "block.sgy", (10.0, 20.0))  # who gives two numbers has a section
+    assert np.array_equal(section.velocity, block.reshape(5, 12))
+    (tmp_path / "gap.sgy").write_bytes(whole[: 3600 + 11 * 260])
+    with pytest.raises(DataError, match=r"has 11 at 11 crossings of 3 inlines and 4 crosslines .* fill the gaps, or"):
+        read_model(tmp_path / "gap.sgy", (10.0, 25.0, 20.0))
+    write(tmp_path / "line.sgy", np.ones((4, 7)))
+    with pytest.raises(DataError, match=r"no block of traces: it has 7 at 1 crossings of 1 inlines and 1 crosslines"):
+        read_model(tmp_path / "line.sgy", (10.0, 25.0, 20.0))
+
+
+def test_a_block_of_doubtful_headers_asks_for_three_steps(tmp_path: Path) -> None:
+    grid = Grid((5, 3, 4), (10.0, 300.0, 20.0))
+    write_segy_model(tmp_path / "flat.sgy", EarthModel(np.full(grid.shape, 2000, np.float32), grid))
+    with pytest.raises(DataError, match=r"no coordinate grows evenly .* as spacing_m = \[dz, dy, dx\]"):
+        read_model(tmp_path / "flat.sgy")
+
+
 @shared
 def test_public_files_in_all_formats_agree() -> None:
     reference = read_segy(ODD / "Format1msb.sgy").samples
-    assert reference.shape == (75, 414)
+    assert reference.shape == (75, 23, 18)
     assert (reference.min(), reference.max()) == (-10239.0, 10827.0)
     for name in ("Format1lsb", "Format2msb", "Format3msb", "Format5msb", "Format5lsb", "Format6msb", "f3-lsb"):
         assert (read_segy(ODD / f"{name}.sgy").samples == reference).all(), name

@@ -82,6 +82,44 @@ def test_a_given_line_sets_origin_and_direction(tmp_path: Path) -> None:
         read(path, line_m=(1, 1, 1, 1))
 
 
+def test_an_area_keeps_what_lies_across_its_line(tmp_path: Path) -> None:
+    """An x axis along (4, 3) / 5 from (1000, 5000), y to its left: positions are exact."""
+
+    def at(y: float, x: float) -> tuple[float, float]:
+        return 1000 + 0.8 * x - 0.6 * y, 5000 + 0.6 * x + 0.8 * y
+
+    places = [(0, 0), (0, 50), (100, 50)]
+    depths = {"SourceDepth": 5, "ReceiverGroupElevation": -10}
+    headers = [trace(shot, at(50, 100 * shot), at(*place), **depths) for shot in (1, 2) for place in places]
+    path = write(tmp_path / "area.sgy", headers)
+    records, gathers = read(path, line_m=(1000, 5000, 1400, 5300), areal=True)
+    survey = records.survey
+    assert survey.sources_m.tolist() == [[[5.0, 50.0, 100.0]], [[5.0, 50.0, 200.0]]]
+    assert survey.receivers_m[1].tolist() == [[10.0, *place] for place in places]
+    assert not records.remarks
+    write_shots(tmp_path / "area.zarr", iter(gathers), survey, None)
+    assert np.array_equal(open_gathers(tmp_path / "area.zarr").survey.receivers_m, survey.receivers_m)
+    kept = read(path, line_m=(1000, 5000, 1400, 5300), areal=True, max_offset_m=np.hypot(50, 50) + 0.1)[0].survey
+    assert kept.receivers_m.tolist() == [[[10.0, 0.0, 50.0], [10.0, 100.0, 50.0]]]
+    along_x = read(path, areal=True)[0]
+    assert along_x.line_m == (980.0, 5000.0, 1130.0, 5000.0)
+    assert along_x.survey.sources_m[0, 0].tolist() == [5.0, 100.0, 70.0]
+    assert "shortens offsets" in read(path)[0].remarks[0]
+
+
+@pytest.mark.parametrize(("scalar", "unit_m"), [(-10, 0.1), (-100, 0.01), (1, 0.1), (-10000, 1e-4)])
+def test_a_turned_line_adds_no_decimals_to_those_of_the_headers(tmp_path: Path, scalar: int, unit_m: float) -> None:
+    factor = -scalar if scalar < 0 else 1
+    turn = np.deg2rad(30.0)
+    x, y = 75.0 * np.cos(turn), 75.0 * np.sin(turn)
+    fields = {"SourceX": 0, "SourceY": 0, "GroupX": round(factor * x), "GroupY": round(factor * y)}
+    path = write(tmp_path / "a.sgy", [trace(1, (0, 0), (0, 0), **fields) | {"SourceGroupScalar": scalar}])
+    along = read(path, line_m=(0, 0, float(np.cos(turn)), float(np.sin(turn))))[0].survey.receivers_m[0, 0, 1]
+    assert along == pytest.approx(75.0, abs=1 / factor + unit_m)
+    assert along / unit_m == pytest.approx(round(along / unit_m), abs=1e-6)
+    assert scalar == 1 or along == 75.0
+
+
 def test_depths_count_from_the_datum_or_are_given(tmp_path: Path) -> None:
     headers = [trace(1, (0, 0), (50, 0), SourceSurfaceElevation=40, SourceDepth=5, ReceiverGroupElevation=42)]
     path = write(tmp_path / "hill.sgy", headers)

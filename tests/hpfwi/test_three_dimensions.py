@@ -32,7 +32,6 @@ from hpfwi.physics.survey import Survey, SurveySettings, build_survey, horizonta
 from hpfwi.plan import derived_settings
 from hpfwi.store.gathers import open_gathers, write_gathers
 from hpfwi.store.models import read_model, write_model_zarr
-from hpfwi.store.segy_write import write_segy_model
 from hpfwi.synthetic.velocity import procedural_marmousi_like
 from hpfwi_kernels.acoustic import Scheme, off_grid, reference
 
@@ -173,11 +172,6 @@ def test_models_in_files(tmp_path: Path) -> None:
         read_model(tmp_path / "block.npy", (10.0, 20.0))
     with pytest.raises(DataError, match=r"give it in metres as spacing_m = \[dz, dy, dx\]"):
         read_model(tmp_path / "block.npy")
-    with pytest.raises(
-        DataError, match=r"A 3-D model of 10 x 9 x 12 cells cannot be written to SEG-Y .* write \.npy or"
-    ):
-        write_segy_model(tmp_path / "block.segy", earth)
-    assert not (tmp_path / "block.segy").exists()
 
 
 def test_gathers_in_files_keep_three_coordinates(tmp_path: Path) -> None:
