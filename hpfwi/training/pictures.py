@@ -59,9 +59,19 @@ def draw_predictions(
                     limits=ends,
                     outer=(column == 0, row == 2),
                 )
-            figure.colorbar(image, ax=list(grid[row]), label="m/s", shrink=0.9)
+            figure.colorbar(image, ax=list(grid[row]), label="m/s", shrink=0.9, extend=beyond(fields, ends))
         figure.suptitle(title)
         style.save_png(figure, path)
+
+
+def beyond(values: NDArray[np.floating], ends: tuple[float, float]) -> str:
+    """Which end of a colour bar is pointed, because values lie beyond it.
+
+    >>> beyond(np.array([1.0, 3.0]), (2.0, 3.0)), beyond(np.array([1.0, 4.0]), (2.0, 3.0))
+    ('min', 'both')
+    """
+    below, above = bool(values.min() < ends[0]), bool(values.max() > ends[1])
+    return {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
 
 
 def draw_profiles(
