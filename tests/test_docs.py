@@ -70,8 +70,8 @@ def test_configurations_in_guides_are_valid(page: Path, tmp_path: Path) -> None:
     }
     for line in page.read_text().splitlines():
         read = others.get(line.removeprefix("hpfwi ").partition(" ")[0], invert)
-        for name, value in re.findall(r"--set ([\w.]+)=(\S+)", line):
-            read([f"{name}={value}"])
+        if options := re.findall(r"--set ([\w.]+=\S+)", line):
+            read(options)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
