@@ -2,8 +2,9 @@
 
 Needs an NVIDIA GPU, and of Python NumPy, torch, Numba, CuPy and pytest; sweep-solver and deepwave are timed
 where they are installed, and compute-sanitizer looks over small cases where it is. Every case and every test file runs
-in a process of its own: what fails is said in the table, and the rest goes on. What is known is printed and kept as it
-comes; with --minutes, or when it is stopped, a run ends with the table of what it has.
+in a process of its own: what fails is said in the table, and the rest goes on. Cases get ready together, since most of
+that is imports and compilers, and are timed one by one. What is known is printed and kept as it comes; with --minutes,
+or when it is stopped, a run ends with the table of what it has.
 """
 
 import argparse
@@ -11,7 +12,6 @@ import contextlib
 import importlib.util
 import json
 import math
-import os
 import platform
 import re
 import shutil
@@ -25,9 +25,14 @@ from datetime import date
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parents[1]
+if TYPE_CHECKING:
+    from benchmarks.gpu_processes import LEAST_S, ROOT, finished, finished_together, limited, run_cases
+else:
+    sys.path.append(str(Path(__file__).parent))  # where Python looks anyway for what it runs as a script
+    from gpu_processes import LEAST_S, ROOT, finished, finished_together, limited, run_cases
+
 RESULTS = ROOT / "benchmarks" / "results"
 NEEDED = {"numba": "Numba", "cupy": "CuPy", "pytest": "pytest"}
 PACKAGES = (
@@ -49,10 +54,10 @@ SANITIZED = {
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
 # Every tensor in an allocation of its own: in torch's large blocks what lies behind one is another's, and no error.
 OWN_BLOCKS = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1")
-CASE_S, TEST_S, SANITIZER_S = 900, 900, 1200
-MOST_REASONS = 8
-LEAST_S, MARGIN_S = 20, 5
-"""What is not begun with less time left, and what the end of a run is given."""
+TEST_S, SANITIZER_S = 900, 1200
+MOST_REASONS, LAST_WORDS = 8, 15
+MARGIN_S = 5
+"""What the end of a run is given."""
 MOST_GAP = 5e-3
 HEADERS = ("case", "kind", "hpfwi ms", "±", "rate", "peer", "peer ms", "ratio", "gap", "wanted")
 
@@ -92,56 +97,15 @@ def conditions() -> dict[str, str]:
     driver = shutil.which("nvidia-smi")
     if driver:
         command = [driver, "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
-        asked = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-        found["driver, clock, power"] = asked[0] if asked else "unknown"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            asked = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.splitlines()
+            found["driver, clock, power"] = asked[0] if asked else "unknown"
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found
-
-
-def environment() -> dict[str, str]:
-    """This process' environment with the kernels on Python's path."""
-    path = os.pathsep.join([str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path}
-
-
-def finished(command: Sequence[str], limit_s: float) -> tuple[int, str]:
-    """Exit status and output of a command; 124 where it took longer than the limit."""
-    return finished_together([command], limit_s)[0]
-
-
-def finished_together(commands: Sequence[Sequence[str]], limit_s: float) -> list[tuple[int, str]]:
-    """The same of several commands that run at the same time. What a command has started ends with it."""
-    ends = time.monotonic() + limit_s
-    with contextlib.ExitStack() as stack:
-        running = []
-        for command in commands:
-            output = stack.enter_context(tempfile.TemporaryFile())
-            process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment(), cwd=ROOT, start_new_session=True
-            )
-            stack.callback(_ended, process)
-            running.append((process, output))
-        results = []
-        for process, output in running:
-            note = ""
-            try:
-                status = process.wait(max(0.0, ends - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                status, note = 124, f"\nstopped after {limit_s:.0f} s"
-                _ended(process)
-            output.seek(0)
-            results.append((status, output.read().decode(errors="replace") + note))
-    return results
-
-
-def _ended(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def pytest_command(file: str, names: str, empty: Path) -> list[str]:
@@ -181,15 +145,6 @@ def run_sanitizer(folder: Path, left_s: Callable[[], float]) -> list[dict[str, A
     return results
 
 
-def limited(most_s: float, left_s: float, share: float) -> float:
-    """Time that one thing may take: a share of what is left, so that one that hangs leaves the others some.
-
-    >>> limited(900, 540, 1 / 3), limited(900, 90, 1 / 3), limited(900, 30, 1 / 3)
-    (180.0, 60.0, 30)
-    """
-    return min(most_s, left_s, max(60.0, share * left_s))
-
-
 def bare(folder: Path) -> Path:
     """Settings of pytest in place of this project's."""
     path = folder / "pytest.ini"
@@ -209,21 +164,6 @@ def verdict(test: dict[str, Any]) -> str:
     word = "skipped" if not ran else "passed" if test["status"] == 0 else "FAILED"
     why = [line for line in test["output"].splitlines() if line.startswith(("FAILED ", "ERROR ", "========= Error"))]
     return "\n".join([f"{word:7}  {test['test']}: {test['last']}", *(f"    {line}" for line in why[:MOST_REASONS])])
-
-
-def run_case(name: str, repeats: int, folder: Path, left_s: Callable[[], float]) -> dict[str, Any]:
-    """One case in a process of its own; its result, or why there is none."""
-    limit_s = limited(CASE_S, left_s(), 1 / 3)
-    if limit_s < LEAST_S:
-        return {"case": name, "left out": "no time is left"}
-    out = folder / "case.json"
-    out.unlink(missing_ok=True)
-    command = [sys.executable, __file__, "--one", name, "--repeats", str(repeats), "--out", str(out)]
-    status, output = finished(command, limit_s)
-    if status == 0 and out.exists():
-        return {"case": name, **json.loads(out.read_text("utf-8"))}
-    lines = [line for line in output.splitlines() if line.strip()]
-    return {"case": name, "failed": lines[-1] if lines else f"exit status {status}", "output": output[-20000:]}
 
 
 def rows(result: dict[str, Any], case: Any) -> list[list[str]]:
@@ -260,6 +200,14 @@ def rate(case: Any, kind: str, ms: float, result: dict[str, Any]) -> str:
     return f"{case.updates / ms / 1e6:.1f} Gcell/s"
 
 
+def last_words(result: dict[str, Any]) -> str:
+    """What a case that failed has printed at last."""
+    if "failed" not in result:
+        return ""
+    lines = result["output"].splitlines()[-LAST_WORDS:]
+    return "".join(f"    {line}\n" for line in [f"FAILED   {result['case']}: {result['failed']}", *lines])
+
+
 def table(lines: list[list[str]]) -> str:
     """Lines in columns; one that has fewer cells than there are columns ends with a sentence."""
     whole = [list(HEADERS), *lines]
@@ -283,12 +231,51 @@ def write(contents: dict[str, Any], folder: Path, gpu: str) -> Path:
 
 
 def one(name: str, repeats: int, out: Path) -> None:
-    """Measure a case in this process and leave the result in a file."""
+    """Measure a case in this process and leave the result in a file; time it when standard input ends."""
     import torch
 
     torch.backends.cudnn.allow_tf32 = False  # every code computes in float32, as hpfwi's kernels do
     gpu_cases = import_module("gpu_cases")
-    out.write_text(json.dumps(gpu_cases.measure(gpu_cases.find(name), repeats)), "utf-8")
+    say_launches()
+
+    def ready() -> None:
+        out.with_suffix(".ready").touch()
+        sys.stdin.read()
+
+    out.write_text(json.dumps(gpu_cases.measure(gpu_cases.find(name), repeats, ready)), "utf-8")
+
+
+def say_launches() -> None:
+    """Have the propagator print what it launches, each kind of launch once, and wait for it: where a kernel reads what
+    is not there, or hangs, the last line says which."""
+    import torch
+
+    from hpfwi_kernels.acoustic import cuda, cuda_streaming
+
+    said: set[str] = set()
+
+    def saying(launch: Callable[..., None], line: Callable[..., str]) -> Callable[..., None]:
+        def launched(*arguments: Any) -> None:
+            text = line(*arguments)
+            if text in said:
+                launch(*arguments)
+                return
+            said.add(text)
+            print(text, flush=True)
+            launch(*arguments)
+            torch.cuda.synchronize()
+
+        return launched
+
+    def on_chip(launch: Any, *_: Any) -> str:
+        sizes = f"{launch.grid} blocks of {launch.threads} threads with {launch.shared_bytes} bytes"
+        return f"launch {launch.kernel}: {sizes}, clusters of {launch.cluster}"
+
+    def streaming(_: int, launch: Any) -> str:
+        return f"launch {launch.kernel}: {launch.blocks} blocks with {launch.shared_bytes} bytes"
+
+    cuda._run = saying(cuda._run, on_chip)
+    cuda_streaming._enqueue = saying(cuda_streaming._enqueue, streaming)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -332,10 +319,11 @@ def measured(
             if not options.no_tests:
                 tests += run_tests(folder, left_s)
                 print("\n".join(map(verdict, tests)), flush=True)
-            for case in wanted:
-                print(f"case {case.name}", flush=True)
-                results.append(run_case(case.name, options.repeats, folder, left_s))
-                lines += rows(results[-1], case)
+            cases = {case.name: case for case in wanted}
+            for result in run_cases(list(cases), options.repeats, folder, left_s):
+                results.append(result)
+                lines += rows(result, cases[result["case"]])
+                print(last_words(result), end="", flush=True)
                 write({"conditions": here, "tests": tests, "results": results}, options.out, here["gpu"])
             if not options.no_tests:
                 tests += run_sanitizer(folder, left_s)

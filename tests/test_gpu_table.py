@@ -5,13 +5,17 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
+from hpfwi_kernels.acoustic import cuda, cuda_streaming
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # for a pytest that is not started with `python -m`
@@ -50,6 +54,8 @@ def test_cases_are_stable_problems_with_names_of_their_own() -> None:
             courant = 4500.0 * case.dt_s / case.spacing_m * len(case.shape) ** 0.5
             assert courant < 0.6  # where deepwave takes more than one inner step
             assert case.shots % case.models == 0
+            # deepwave takes whole blocks of steps
+            assert case.samples % case.store_every == case.checked % case.store_every == 0
 
 
 def small(**changes: Any) -> gpu_cases.Case:
@@ -134,10 +140,96 @@ def test_the_table_marks_what_failed_and_what_cannot_be_compared() -> None:
     assert text[0].split()[:2] == ["case", "kind"]
 
 
-def test_a_case_that_dies_leaves_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "finished", lambda command, limit_s: (139, "compiling\nsegmentation fault\n\n"))
-    assert gpu.run_case("toy", 1, tmp_path, lambda: 600.0)["failed"] == "segmentation fault"
-    assert gpu.run_case("toy", 1, tmp_path, lambda: 1.0)["left out"] == "no time is left"
+# On the processor a field is run backwards in whole vectors of columns: these widths and shapes leave no others.
+BACKWARDS = {"memory": "boundary", "shape": (32, 52), "width": 14, "samples": 120}
+
+
+@pytest.mark.parametrize("changes", [{}, BACKWARDS], ids=["store", "boundary"])
+def test_a_case_is_checked_then_ready_then_timed(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the processor, whose kernels stand for the GPU's; one peer agrees, one does not."""
+    events: list[str] = []
+    own = gpu_cases.hpfwi
+
+    def on_cpu(work: gpu_cases.Work, device: str) -> gpu_cases.Runner:
+        events.append(f"{work.wavelet.shape[-1]} samples, {len(work.wavelet)} shots, {device}")
+        return own(work, "cpu")
+
+    def wrong(work: gpu_cases.Work) -> gpu_cases.Runner:
+        return lambda gradient: (0.9 * own(work, "cpu")(gradient)[0], None)
+
+    peers = {"right": lambda work: own(work, "cpu"), "wrong": wrong}
+    monkeypatch.setattr(gpu_cases, "hpfwi", on_cpu)
+    monkeypatch.setattr(
+        gpu_cases, "peers_of", lambda work, device: {name: partial(make, work) for name, make in peers.items()}
+    )
+    monkeypatch.setattr(gpu_cases, "milliseconds", lambda run, repeats: [float(run() is None)] * repeats)
+    case = small(shots=3, store_every=2, **({"samples": 30} | changes))
+    result = gpu_cases.measure(case, 2, lambda: events.append("ready"))
+    first, *_, last = events
+    assert (first, last) == ("20 samples, 2 shots, cuda", f"{case.samples} samples, 3 shots, cuda")
+    assert events.index("ready") == len(events) - 2
+    assert "4 samples, 3 shots, cuda" in events
+    assert set(result["kinds"]["forward"]) == set(result["kinds"]["gradient"]) == {"hpfwi", "right"}
+    assert result["gaps"] == {"right": [0.0, 0.0]} or case.memory == "boundary"
+    assert result["errors"]["wrong"].startswith("RuntimeError: results differ by 1.0e-01")
+
+
+CASE = """
+import json, os, pathlib, sys, time
+name, out = sys.argv[2], pathlib.Path(sys.argv[-1])
+print("launch on_chip<4>: (8, 5) blocks", flush=True)
+if name == "dies":
+    os._exit(3)
+if name == "waits":
+    time.sleep(60)
+out.with_suffix(".ready").touch()
+sys.stdin.read()
+begun = time.monotonic()
+time.sleep(60 if name == "hangs" else 0.3)
+out.write_text(json.dumps({"from": begun, "to": time.monotonic()}))
+"""
+
+
+def test_cases_get_ready_together_and_are_timed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One dies, one never gets ready, one hangs when it is timed: each leaves its last words, and the others go on."""
+    (tmp_path / "case.py").write_text(CASE)
+    limits = {"SCRIPT": tmp_path / "case.py", "AT_ONCE": 8, "READY_S": 3.0, "CASE_S": 1.0, "LEAST_S": 0.5}
+    for name, value in limits.items():
+        monkeypatch.setattr(f"gpu_processes.{name}", value)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    names = ["good", "dies", "waits", "hangs", "better"]
+    begin = time.monotonic()
+    found = {result["case"]: result for result in gpu.run_cases(names, 1, tmp_path, lambda: 600.0)}
+    assert time.monotonic() - begin < 30
+    assert list(found) == names
+    assert found["dies"]["failed"] == "launch on_chip<4>: (8, 5) blocks"
+    assert found["waits"]["failed"] == "not ready after 3 s"
+    assert found["hangs"]["failed"] == "stopped after 1 s"
+    assert gpu.last_words(found["hangs"]).splitlines()[-1] == "    launch on_chip<4>: (8, 5) blocks"
+    assert gpu.last_words(found["good"]) == ""
+    assert found["good"]["to"] <= found["better"]["from"]
+    assert [one["left out"] for one in gpu.run_cases(names, 1, tmp_path, lambda: 0.1)] == 5 * ["no time is left"]
+
+
+def test_launches_are_said_before_they_happen(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """Each kind once, and then it is waited for."""
+    happened: list[str] = []
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: happened.append("wait"))
+    monkeypatch.setattr(cuda, "_run", lambda *_: happened.append(capfd.readouterr().out))
+    monkeypatch.setattr(cuda_streaming, "_enqueue", lambda *_: happened.append(capfd.readouterr().out))
+    gpu.say_launches()
+    first, second = (
+        SimpleNamespace(kernel="on_chip<4>", grid=(8, teams), threads=256, shared_bytes=9, cluster=8)
+        for teams in (5, 6)
+    )
+    run: Any = cuda._run
+    for launch in (first, first, second):
+        run(launch, 0, 0)
+    step: Any = cuda_streaming._enqueue
+    step(0, SimpleNamespace(kernel="back_2d<2>", blocks=(7, 1), shared_bytes=0))
+    said = [f"launch on_chip<4>: (8, {n}) blocks of 256 threads with 9 bytes, clusters of 8\n" for n in (5, 6)]
+    step_said = "launch back_2d<2>: (7, 1) blocks with 0 bytes\n"
+    assert happened == [said[0], "wait", "", said[1], "wait", step_said, "wait"]
 
 
 def test_a_command_that_hangs_is_stopped_with_what_it_started() -> None:
@@ -203,12 +295,11 @@ def test_a_run_that_is_stopped_shows_and_keeps_what_it_has(
     monkeypatch.setattr(gpu, "finished_together", lambda commands, limit_s: found)
     cases = [small(target=">= 2x"), replace(small(), name="slow")]
 
-    def ran(name: str, *_: Any) -> dict[str, Any]:
-        if name == "slow":
-            raise KeyboardInterrupt
-        return measured(1e-6)
+    def ran(*_: Any) -> Iterator[dict[str, Any]]:
+        yield measured(1e-6)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(gpu, "run_case", ran)
+    monkeypatch.setattr(gpu, "run_cases", ran)
     options = argparse.Namespace(no_tests=False, out=tmp_path, repeats=1)
     assert gpu.measured(options, cases, {"gpu": "H100"}, lambda: 600.0) == 130
     lines = capsys.readouterr().out.splitlines()
