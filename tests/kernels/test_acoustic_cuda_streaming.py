@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hpfwi_kernels.acoustic import Memory, Scheme, cuda, cuda_streaming, cuda_streaming_layout, off_grid
+from hpfwi_kernels.acoustic.cuda_call import outlined
 from hpfwi_kernels.errors import ModelError
 from tests.kernels.cuda_on_cpu import Processor, Survey, distance, right_answers
 from tests.kernels.cupy_on_cpu import operation_on
@@ -240,3 +241,33 @@ def test_more_shots_than_a_launch_has_room_for_are_refused() -> None:
     outline = replace(survey_of(shape=SMALL).problem, shots=65536)
     with pytest.raises(ModelError, match=r"65536 shots .* more than the 65535 .* fewer at a time"):
         cuda_streaming_layout.Layout(outline, "forward", rewinds=False)
+
+
+def layout_of(shape: tuple[int, ...], width: int = 20, shots: int = 1) -> cuda_streaming_layout.Layout:
+    scheme = replace(
+        survey_of(2 if len(shape) == 2 else 3).scheme,
+        spacing_m=(10.0,) * len(shape),
+        absorbing=(width,) * 2 * len(shape),
+    )
+    outline = outlined(scheme, scheme.padded(shape), shots=shots, models=1, steps=2)
+    return cuda_streaming_layout.Layout(outline, "forward", rewinds=False)
+
+
+def test_numbers_beyond_32_bits_are_refused() -> None:
+    """In two dimensions those of a field with its frame, in three those of the cells."""
+    assert layout_of((40000, 53640), 4).field < 2**31
+    with pytest.raises(
+        ModelError, match=r"^A padded model of 40008 x 53668 cells takes 2147\d+ numbers, more than the 2"
+    ):
+        layout_of((40000, 53660), 4)
+    assert layout_of((1280, 1280, 1280), 5).field > 2**31
+    with pytest.raises(ModelError, match=r"^A padded model of 1290 x 1290 x 1310 cells takes 2179971000 numbers"):
+        layout_of((1280, 1280, 1300), 5)
+
+
+def test_runs_of_planes_fill_a_gpu() -> None:
+    """Two blocks on each of 132 multiprocessors, in rounds of which the last is nearly full."""
+    tiles = layout_of((256, 256, 256)).tiles
+    assert tiles[0] * tiles[1] * tiles[2] == 760
+    assert layout_of((64, 64, 64)).tiles[0] == 3
+    assert layout_of((256, 256, 256), shots=8).tiles[0] == 1

@@ -27,8 +27,8 @@ TILE_2D = (32, 1, 128)
 """Cells (z, y, x) that a block updates in 2-D."""
 TILE_3D = (16, 64)
 """Cells (y, x) that a block updates in each plane of its run in 3-D."""
-ENOUGH_BLOCKS = 1056
-"""Blocks that keep a GPU of 132 multiprocessors busy with some to spare; fewer shorten the runs of planes."""
+RESIDENT_BLOCKS = 264
+"""Blocks that 132 multiprocessors run at a time, two each; a launch takes as long as so many times of them."""
 SHORTEST_RUN = 32
 """Planes: the first 2 R of a run are read twice, by the block above as well."""
 STEPS_IN_GRAPH = 16
@@ -117,11 +117,6 @@ class Layout:
     """The numbers of one problem and direction; every size is in float32 unless it says bytes."""
 
     def __init__(self, problem: Problem, direction: Direction, *, rewinds: bool) -> None:
-        if problem.cells >= 2**31:
-            raise ModelError(
-                f"A padded model of {' x '.join(map(str, problem.shape))} cells has {problem.cells}, more than the "
-                f"{2**31 - 1} that cells are numbered with; cut the model, or take a larger spacing."
-            )
         if problem.shots > MOST_SHOTS:
             raise ModelError(
                 f"{problem.shots} shots are streamed through memory in one call, more than the {MOST_SHOTS} that a "
@@ -134,6 +129,13 @@ class Layout:
         self.pitch, self.columns = up(self.n[2] + 2 * LANES, 8), up(self.n[2], LANES)
         self.plane = self.n[1] * self.pitch
         self.field = up(ORIGIN + (self.n[0] + 2 * radius) * self.plane + ORIGIN, 64)
+        # Two dimensions count a field's floats, frame included, in 32 bits; three count its cells.
+        numbered = self.field if flat else problem.cells
+        if numbered >= 2**31:
+            raise ModelError(
+                f"A padded model of {' x '.join(map(str, problem.shape))} cells takes {numbered} numbers, more than "
+                f"the {2**31 - 1} that there are; cut the model, or take a larger spacing."
+            )
         self.cell = ORIGIN + radius * self.plane  # the first one's place in a field
         self.profile_stride = up(max(self.n), LANES) + 2 * LANES
         # Axes of the problem among z, y and x.
@@ -175,11 +177,15 @@ class Layout:
         return begins, up(at, 64)
 
     def _planes(self) -> int:
-        """Planes of a 3-D block's run: as many as leave enough blocks."""
+        """Planes of a 3-D block's run: as many as have the multiprocessors done soonest, few idle at the end."""
         if self.problem.dimensions == 2:
             return 0
         columns = -(-self.n[1] // TILE_3D[0]) * -(-self.n[2] // TILE_3D[1]) * self.problem.shots
-        runs = max(1, min(self.n[0] // SHORTEST_RUN, -(-ENOUGH_BLOCKS // columns)))
+
+        def length(runs: int) -> int:
+            return -(-columns * runs // RESIDENT_BLOCKS) * (-(-self.n[0] // runs) + self.problem.radius)
+
+        runs = min(range(1, max(1, self.n[0] // SHORTEST_RUN) + 1), key=length)
         return -(-self.n[0] // runs)
 
     def _places(self) -> tuple[dict[str, int], int]:
