@@ -48,6 +48,7 @@ TO_BE_GIVEN = "PATH"
 FILE_OPTIONS: dict[str, tuple[str, ...]] = {
     "model.true": ("procedural", TO_BE_GIVEN),
     "model.initial": ("smooth", "linear", "constant"),
+    "model.sea_floor": (),
     "source.wavelet": ("ricker",),
     "data.observed": (),
     "modelling.density": ("gardner",),

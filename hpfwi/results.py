@@ -7,6 +7,7 @@
     gathers/receivers_m, gathers/sources_m                   float64[k, receiver or source, axis], NaN = absent
     survey/sources_m, survey/receivers_m                     float64[n, axis]: every position, once
     wavelet                                                  float32[shot, source, time] of every shot, Pa, in 3-D Pa m
+    water                                                    bool[z, x] or [z, y, x]: cells that keep their velocity
     attributes of the root                                   name, spacing_m, origin_m, dt_s, observed_rms,
                                                              band_rms where the inversion has bands, silent_shots
                                                              where there are any
@@ -93,6 +94,11 @@ class Results:
         """Store the wavelet [shot, source, time], for a resume when its file is another one by then."""
         with _disk(self.path):
             self._put("wavelet", np.asarray(wavelet, np.float32))
+
+    def water(self, mask: np.ndarray) -> None:
+        """Store which cells are water, bool of the model's shape, for a resume like the wavelet."""
+        with _disk(self.path):
+            self._put("water", np.asarray(mask, np.bool_))
 
     def append_history(self, iteration: int, velocity: np.ndarray) -> None:
         """Add the model in m/s of `iteration` to the history, dropping records of that iteration and later ones.

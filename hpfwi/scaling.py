@@ -41,14 +41,12 @@ def work_of_inversion(config: RunConfig) -> Work:
     from hpfwi.experiment import build_experiment
     from hpfwi.inversion.optimise import build_adam
     from hpfwi.inversion.parameterisation import build_parameterisation
-    from hpfwi.physics.model import water_rows
     from hpfwi.plan import estimated_time
 
     experiment = build_experiment(config)
     settings, initial = config.inversion, experiment.models.initial
-    mask = water_rows(initial.grid, config.model.water_depth_m)
     parameterisation = build_parameterisation(
-        settings.parameterisation, initial, config.model.bounds_mps, mask, settings.seed
+        settings.parameterisation, initial, config.model.bounds_mps, experiment.models.water_mask, settings.seed
     )
     optimiser = build_adam(parameterisation.parameter_groups(), settings.optimiser)
 

@@ -55,6 +55,7 @@ def prepare(
     results, grid = folder.results, models.initial.grid
     results.describe(name=config.name, spacing_m=grid.spacing_m, origin_m=grid.origin_m, dt_s=survey.dt_s)
     results.wavelet(experiment.wavelet)
+    results.water(models.water_mask)
     results.model("initial", models.initial.velocity)
     if models.true is not None:
         results.model("true", models.true.velocity)

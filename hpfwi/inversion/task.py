@@ -33,7 +33,7 @@ from hpfwi.physics.bands import band_passed, delay_s, simulator_of_band
 from hpfwi.physics.device import Device
 from hpfwi.physics.grid import Grid
 from hpfwi.physics.memory import fair_share_bytes
-from hpfwi.physics.model import EarthModel, water_rows
+from hpfwi.physics.model import EarthModel, water_of
 from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.survey import Survey
 from hpfwi.store.gathers import GathersStore, open_gathers
@@ -58,6 +58,7 @@ class InversionTask:
     band_rms        the same below each corner of inversion.bands_hz
     silent          shots that are left out, see `silent_shots`
     wavelet         float32[shot, source, time], Pa; None: what configuration and gathers say
+    water           bool of the model's shape, cells that keep their velocity; None: what the configuration says
     device          that waves are computed on; None: as cluster.device says for this process
 
     The misfit that is minimised is J = ½ Σ ((predicted - observed) / observed_rms)², both multiplied by the window of
@@ -77,6 +78,7 @@ class InversionTask:
         band_rms: Sequence[float] = (),
         silent: Sequence[int] = (),
         wavelet: NDArray[np.float32] | None = None,
+        water: NDArray[np.bool_] | None = None,
         device: Device | None = None,
     ) -> None:
         self._config = config
@@ -97,15 +99,19 @@ class InversionTask:
             config.inversion.parameterisation,
             initial,
             config.model.bounds_mps,
-            water_rows(initial.grid, config.model.water_depth_m),
+            water_of(config.model, initial.grid) if water is None else water,
             config.inversion.seed,
         )
         self.optimiser = self._build_optimiser()
         self._normalised = config.inversion.misfit == "normalised"
         self.regulariser: Regulariser | None = None
         if config.inversion.regularise.active:
-            water = self.parameterisation.water.numpy()
-            self.regulariser = Regulariser(config.inversion.regularise, initial.velocity, initial.grid.spacing_m, water)
+            self.regulariser = Regulariser(
+                config.inversion.regularise,
+                initial.velocity,
+                initial.grid.spacing_m,
+                self.parameterisation.water.numpy(),
+            )
         self._half_energy = self._energy_of_iteration() / 2
         self._model: torch.Tensor | None = None
         self._velocity: torch.Tensor | None = None
@@ -398,6 +404,7 @@ def open_task(run: Path, *, device: Device | None = None) -> InversionTask:
         band_rms=results.attrs.get("band_rms", ()),
         silent=results.attrs.get("silent_shots", ()),
         wavelet=np.asarray(results["wavelet"][:], np.float32) if "wavelet" in results else None,
+        water=np.asarray(results["water"][:], np.bool_) if "water" in results else None,
         device=device,
     )
 

@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from hpfwi.errors import ConfigError, DataError
 from hpfwi.physics.grid import AXES, Grid, along_axes, in_cells
+from hpfwi.physics.water import read_sea_floor, water_cells
 
 DEFAULT_SPACING_M = 15.0
 """Cell size of a model that comes from no file: that of the published Marmousi experiments."""
@@ -143,20 +144,6 @@ def constant(grid: Grid, velocity_mps: float) -> EarthModel:
     return EarthModel(np.full(grid.shape, velocity_mps, dtype=np.float32), grid)
 
 
-def water_rows(grid: Grid, water_depth_m: float) -> NDArray[np.bool_]:
-    """True in rows shallower than the water depth, bool of the grid's shape: their velocity is known and stays.
-
-    raises  ConfigError: the water is as deep as the model
-    """
-    shallow = grid.depths_m() - grid.origin_m[0] < water_depth_m - 1e-6 * grid.spacing_m[0]
-    if shallow.all():
-        raise ConfigError(
-            f"water_depth_m={water_depth_m:g} leaves nothing to invert: the model is {grid.extent_m[0]:g} m deep; use "
-            "a smaller water depth."
-        )
-    return np.broadcast_to(grid.as_column(shallow), grid.shape).copy()
-
-
 class ModelSettings(BaseModel):
     """The true model (when there is one), the starting model, and what is known about the velocity."""
 
@@ -211,6 +198,12 @@ class ModelSettings(BaseModel):
     )
     water_depth_m: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="Rows shallower than this keep their starting velocity, m."
+    )
+    sea_floor: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Depth of an uneven sea floor below the model's top, m: a .npy file with a number for every column "
+        "of the model, [x], in 3-D [y, x]. Cells above it keep their starting velocity. In place of water_depth_m.",
     )
     water_mps: float = Field(
         default=1500.0,
@@ -271,6 +264,16 @@ class ModelSettings(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_sea_floor(self) -> ModelSettings:
+        if self.sea_floor is not None and (self.water_depth_m > 0 or self.true == "procedural"):
+            other = f"water_depth_m={self.water_depth_m:g}" if self.water_depth_m > 0 else 'true="procedural"'
+            raise ValueError(
+                f'sea_floor="{self.sea_floor}" cannot go with {other}: leave out one of the two; a made-up model has a '
+                "flat sea floor."
+            )
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class ModelPair:
@@ -288,20 +291,20 @@ def load_models(settings: ModelSettings) -> ModelPair:
     """The true and the starting model that the settings describe.
 
     Files are read, converted to m/s, resampled, re-labelled and clipped, in this order. A starting model from a file
-    may have the shape of the true model's file (it is then treated alike) or the final shape. In the water rows every
-    starting model takes the true model's velocities; smoothing happens below them only, so the sea floor stays sharp.
+    may have the shape of the true model's file (it is then treated alike) or the final shape. In the water every
+    starting model takes the true model's velocities; smoothing happens below it only, so the sea floor stays sharp.
 
-    raises  ConfigError: a water depth that leaves nothing to invert
+    raises  ConfigError: water that leaves nothing to invert
             DataError: a file that cannot be read, shapes that disagree, velocities outside bounds_mps
     """
     true = None if settings.true is None else _true_model(settings, settings.true)
     if settings.initial in ("smooth", "linear", "constant"):
         grid = true.grid if true is not None else _gridded(settings)
-        mask = water_rows(grid, settings.water_depth_m)
+        mask = water_of(settings, grid)
         initial = _derived_start(settings, grid, true, mask)
     else:
         initial = _from_file(settings, settings.initial, None if true is None else true.grid)
-        mask = water_rows(initial.grid, settings.water_depth_m)
+        mask = water_of(settings, initial.grid)
     low, high = settings.bounds_mps
     for name, model in (("true", true), ("starting", initial)):
         if model is not None and not (low <= model.slowest_mps and model.fastest_mps <= high):
@@ -360,22 +363,30 @@ def _from_file(settings: ModelSettings, path: str, final: Grid | None) -> EarthM
     return EarthModel(model.velocity, final)
 
 
-def _derived_start(settings: ModelSettings, grid: Grid, true: EarthModel | None, mask: NDArray[np.bool_]) -> EarthModel:
-    rows = int(mask.reshape(len(mask), -1)[:, 0].sum())
-    velocity = np.empty(grid.shape, dtype=np.float32)
-    if true is not None:
-        velocity[:rows] = true.velocity[:rows]
-    else:
-        velocity[:rows] = settings.water_mps
+def water_of(settings: ModelSettings, grid: Grid) -> NDArray[np.bool_]:
+    """True in cells above the sea floor that the settings describe; raises as `water_cells` and `read_sea_floor`."""
+    return water_cells(
+        grid, settings.water_depth_m if settings.sea_floor is None else read_sea_floor(settings.sea_floor, grid)
+    )
+
+
+def _derived_start(
+    settings: ModelSettings, grid: Grid, true: EarthModel | None, water: NDArray[np.bool_]
+) -> EarthModel:
+    velocity = np.full(grid.shape, settings.water_mps, np.float32) if true is None else true.velocity.copy()
     if settings.initial == "linear":
-        velocity[rows:] = grid.as_column(np.linspace(*settings.linear_mps, grid.shape[0] - rows))
+        rows_of = water.sum(axis=0)
+        for rows in np.unique(rows_of).tolist():
+            column = np.linspace(*settings.linear_mps, grid.shape[0] - rows)
+            velocity[rows:, rows_of == rows] = column[:, None]
     elif settings.initial == "constant":
-        velocity[rows:] = settings.constant_mps
+        velocity[~water] = settings.constant_mps
     elif true is None:
         raise ConfigError('initial="smooth" needs a true model to smooth: give a file, "linear" or "constant".')
-    elif grid.shape[0] - rows < 2:
-        velocity[rows:] = true.velocity[rows:]
     else:
-        below = EarthModel(true.velocity[rows:], Grid((grid.shape[0] - rows, *grid.shape[1:]), grid.spacing_m))
-        velocity[rows:] = smooth(below, settings.smooth_sigma_cells).velocity
+        # The sea floor goes on upwards, so that no water is smoothed into it.
+        floor = np.minimum(water.sum(axis=0), grid.shape[0] - 1)[None]
+        raised = np.where(water, np.take_along_axis(true.velocity, floor, axis=0), true.velocity)
+        smoothed = smooth(EarthModel(raised, grid), settings.smooth_sigma_cells).velocity
+        velocity = np.where(water, true.velocity, smoothed)
     return EarthModel(velocity, grid)

@@ -16,8 +16,8 @@ from hpfwi.physics.model import (
     linear_gradient,
     load_models,
     smooth,
-    water_rows,
 )
+from hpfwi.physics.water import read_sea_floor, water_cells
 
 SHARED_DATA = Path(os.environ.get("HPFWI_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 MARMOUSI = SHARED_DATA / "models" / "marmousi_vp_dz12m.npy"
@@ -104,10 +104,10 @@ def test_smoothing_keeps_edges_and_constants() -> None:
 
 def test_water_rows() -> None:
     grid = Grid((10, 3), (10.0, 10.0))
-    assert water_rows(grid, 0.0).sum() == 0
-    assert water_rows(grid, 30.0)[:, 0].tolist() == [True] * 3 + [False] * 7
+    assert water_cells(grid, 0.0).sum() == 0
+    assert water_cells(grid, 30.0)[:, 0].tolist() == [True] * 3 + [False] * 7
     with pytest.raises(ConfigError, match="leaves nothing to invert: the model is 90 m deep"):
-        water_rows(grid, 100.0)
+        water_cells(grid, 100.0)
 
 
 def test_procedural_with_smooth_start() -> None:
@@ -127,6 +127,66 @@ def test_water_keeps_the_true_velocity_in_every_start(initial: str) -> None:
     assert (pair.initial.velocity[pair.water_mask] == 1500.0).all()
     assert (pair.true.velocity[pair.water_mask] == 1500.0).all()
     assert (pair.initial.velocity[6:] != pair.true.velocity[6:]).any()
+
+
+@pytest.mark.parametrize("initial", ["smooth", "linear", "constant"])
+def test_an_uneven_sea_floor_is_sharp_in_every_start(initial: str, tmp_path: Path) -> None:
+    floor_m = np.array([0.0, 15.0, 30.0, 30.0, 200.0])  # the last column is water all the way down
+    np.save(tmp_path / "floor.npy", floor_m)
+    depths_m = 10.0 * np.arange(12)[:, None]
+    true = np.where(depths_m < floor_m, 1490.0, 2000.0 + 5 * depths_m).astype(np.float32)
+    np.save(tmp_path / "true.npy", true)
+    settings = ModelSettings(
+        true=str(tmp_path / "true.npy"),
+        initial=initial,
+        spacing_m=10.0,
+        sea_floor=str(tmp_path / "floor.npy"),
+        smooth_sigma_cells=2.0,
+        linear_mps=(1800.0, 3000.0),
+        constant_mps=2500.0,
+    )
+    pair = load_models(settings)
+    assert pair.water_mask.sum(axis=0).tolist() == [0, 2, 3, 3, 12]
+    start = pair.initial.velocity
+    assert np.array_equal(start[pair.water_mask], true[pair.water_mask])
+    dry = start[~pair.water_mask]
+    if initial == "linear":
+        assert [start[rows, column] for column, rows in enumerate((0, 2, 3, 3))] == [1800.0] * 4
+        assert start[-1, :4].tolist() == [3000.0] * 4
+        assert start[4, 2] == pytest.approx(1800.0 + 1200.0 / 8)
+    elif initial == "constant":
+        assert (dry == 2500.0).all()
+    else:
+        assert dry.min() > 1900.0  # no water was smoothed into it
+        assert (dry != true[~pair.water_mask]).any()
+
+
+def test_a_flat_sea_floor_smooths_as_the_earth_below_it_alone() -> None:
+    pair = load_models(ModelSettings(shape=(40, 60), water_depth_m=90.0, smooth_sigma_cells=4.0))
+    assert pair.true is not None
+    below = EarthModel(pair.true.velocity[6:], Grid((34, 60), (15.0, 15.0)))
+    assert np.array_equal(pair.initial.velocity[6:], smooth(below, 4.0).velocity)
+
+
+def test_a_sea_floor_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    grid, path = Grid((10, 4, 3), (10.0,) * 3), tmp_path / "floor.npy"
+    with pytest.raises(DataError, match=r"floor.npy cannot be read \(No such file"):
+        read_sea_floor(path, grid)
+    for depths_m, sentence in (
+        (np.zeros((3, 4)), r"holds an array of shape \(3, 4\), and the model has 4 x 3 columns"),
+        (np.array([[0.0] * 3] * 3 + [[0.0, 0.0, np.nan]]), r"holds nan m at column \[3, 2\]"),
+        (np.array([[0.0, -5.0, 0.0]] * 4), r"holds -5 m at column \[0, 1\]: give depths below the model's top"),
+        (np.array([["a"] * 3] * 4), "cannot be read"),
+    ):
+        np.save(path, depths_m)
+        with pytest.raises(DataError, match=sentence):
+            read_sea_floor(path, grid)
+    np.save(path, np.full((4, 3), 100.0))
+    with pytest.raises(ConfigError, match="Water 100 m deep leaves nothing to invert"):
+        water_cells(grid, read_sea_floor(path, grid))
+    for other in ({"water_depth_m": 20.0, "true": None, "initial": "linear"}, {}):
+        with pytest.raises(ValidationError, match=r"cannot go with (water_depth_m=20|true=.procedural.)"):
+            ModelSettings(sea_floor=str(path), **other)
 
 
 def test_field_data_starts_from_a_gradient() -> None:

@@ -23,12 +23,13 @@ from hpfwi.inversion.regularise import Regulariser, RegulariseSettings
 from hpfwi.inversion.windows import MuteSettings, trace_weights
 from hpfwi.networks import siren
 from hpfwi.physics.grid import Grid
-from hpfwi.physics.model import EarthModel, ModelSettings, constant, load_models, water_rows
+from hpfwi.physics.model import EarthModel, ModelSettings, constant, load_models
 from hpfwi.physics.modelling import simulate, simulate_observed
 from hpfwi.physics.modelling_settings import ModellingSettings
 from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.source import SourceSettings, build_wavelet, ricker
 from hpfwi.physics.survey import Survey, SurveySettings, build_survey, horizontal_m
+from hpfwi.physics.water import water_cells
 from hpfwi.plan import derived_settings
 from hpfwi.store.gathers import open_gathers, write_gathers
 from hpfwi.store.models import read_model, write_model_zarr
@@ -244,7 +245,7 @@ def test_gathers_do_not_depend_on_the_cell_size() -> None:
 def test_the_gradient_passes_a_taylor_test(kind: str) -> None:
     one, settings = simulator(), {"kind": kind, "network": {"width": 8, "hidden_layers": 2}}
     written = build_parameterisation(
-        ParameterisationSettings.model_validate(settings), slope(GRID), (1500.0, 2500.0), water_rows(GRID, 10.0), 1
+        ParameterisationSettings.model_validate(settings), slope(GRID), (1500.0, 2500.0), water_cells(GRID, 10.0), 1
     ).double()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -271,7 +272,7 @@ def test_the_gradient_passes_a_taylor_test(kind: str) -> None:
 def test_a_large_block_is_written_piece_by_piece(cells_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same model and same gradients, also where diagnostics ask for two gradients of one model."""
     settings = ParameterisationSettings.model_validate({"kind": "s-denorm", "network": {"width": 8}})
-    arguments = (settings, slope(GRID), (1500.0, 2500.0), water_rows(GRID, 10.0), 1)
+    arguments = (settings, slope(GRID), (1500.0, 2500.0), water_cells(GRID, 10.0), 1)
     gradient = torch.randn(GRID.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found, calls = [], []
     for piece in (10**6, cells_at_once):
@@ -302,7 +303,7 @@ def test_waves_of_one_length_are_in_one_band_along_every_axis() -> None:
 
 
 def test_the_penalty_has_the_gradient_of_its_value() -> None:
-    water = water_rows(GRID, 20.0)
+    water = water_cells(GRID, 20.0)
     earth = slope(GRID).velocity.astype(np.float64)
     penalty = Regulariser(RegulariseSettings(tv=0.5, tikhonov=0.2), slope(GRID).velocity, GRID.spacing_m, water)
 

@@ -88,24 +88,29 @@ def test_every_shot_is_predicted_with_its_own_wavelet(reference: Any, uneven: tu
         assert numbers["residual_energy"] < 1e-6 * numbers["observed_energy"]
 
 
-def test_a_resume_has_the_wavelets_that_the_run_began_with(
+def test_a_resume_has_the_wavelets_and_the_sea_floor_that_the_run_began_with(
     run: Any, resume: Any, uneven: tuple[GathersStore, Path], tmp_path: Path
 ) -> None:
     store, wavelets = uneven
-    mine = tmp_path / "mine.npy"
+    mine, floor = tmp_path / "mine.npy", tmp_path / "floor.npy"
     mine.write_bytes(wavelets.read_bytes())
+    np.save(floor, np.repeat([15.0, 45.0], 20))
     changes: dict[str, Any] = {
         "model__true": "none",
         "model__initial": "linear",
         "data__observed": store.path,
         "source__wavelet": mine,
+        "model__sea_floor": floor,
         "inversion__iterations": 3,
         "inversion__bands_hz": [20.0],
     }
     straight = run(tmp_path / "straight", **changes)
     stopped = run(tmp_path / "stopped", stop_after=2, **changes)
     np.save(mine, np.load(wavelets)[::-1])
+    np.save(floor, np.full(40, 60.0))
     assert resume(stopped).bits == straight.bits
+    start, end = (straight.array(f"model/{name}") for name in ("initial", "inverted"))
+    assert (start == end).sum(axis=0).tolist() == [1] * 20 + [3] * 20
 
 
 def test_a_smoothed_gradient_moves_the_neighbours_too_and_never_the_water(reference: Any) -> None:

@@ -9,11 +9,12 @@ import torch
 from hpfwi.inversion.misfit import l2
 from hpfwi.inversion.parameterisation import Parameterisation, ParameterisationSettings, build_parameterisation
 from hpfwi.physics.grid import Grid
-from hpfwi.physics.model import EarthModel, water_rows
+from hpfwi.physics.model import EarthModel
 from hpfwi.physics.modelling_settings import ModellingSettings
 from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.source import ricker
 from hpfwi.physics.survey import Survey
+from hpfwi.physics.water import water_cells
 
 SHAPE, SPACING_M, DT_S, SAMPLES = (20, 28), (12.0, 10.0), 0.002, 90
 BOUNDS_MPS = (1400.0, 3200.0)
@@ -38,7 +39,7 @@ def build(kind: str) -> Parameterisation:
     settings = ParameterisationSettings.model_validate(
         {"kind": kind, "network": {"width": 16, "hidden_layers": 2}, "mean_mps": 2100.0}
     )
-    written = build_parameterisation(settings, EarthModel(velocity, grid), BOUNDS_MPS, water_rows(grid, 24.0), 3)
+    written = build_parameterisation(settings, EarthModel(velocity, grid), BOUNDS_MPS, water_cells(grid, 24.0), 3)
     return written.double()
 
 
