@@ -114,13 +114,7 @@ def open_source(
             "waves cannot be modelled in; train with training.normalisation.normalisation = 'range'."
         )
     store = open_pairs(data)
-    shapes = (store.records_shape, store.model_shape)
-    if shapes != (trained.records_shape, config.network.model_shape):
-        raise DataError(
-            f"{data} has records {list(shapes[0])} and models {list(shapes[1])}, and the network of {network} was "
-            f"trained on {list(trained.records_shape)} and {list(config.network.model_shape or ())}; give records of "
-            "its shape."
-        )
+    trained.require_shapes(store)
     modelling = _modelling(store, settings.bounds_mps)
     _tell_of_bounds(trained, settings, say)
     _require_same_geometry(trained, network, store, say)

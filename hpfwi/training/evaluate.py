@@ -98,11 +98,7 @@ def evaluate(
     store = open_pairs(data or trained.config.data.pairs)
     own = data is None or trained.trained_on.sha256 == store.manifest["sha256"]  # which may lie elsewhere by now
     samples = _samples(trained.config, store, split, own=own)
-    if store.model_shape != trained.config.network.model_shape:
-        raise DataError(
-            f"{store.path} has models of {list(store.model_shape)} cells and the network writes "
-            f"{list(trained.config.network.model_shape or ())}; give a store of that shape."
-        )
+    trained.require_shapes(store)
     parts: list[Scores] = []
     for first in range(0, len(samples), _AT_ONCE):
         part = samples[first : first + _AT_ONCE]

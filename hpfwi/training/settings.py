@@ -20,7 +20,7 @@ from hpfwi.config import (
     recipe_names,
     training_recipe_names,
 )
-from hpfwi.errors import ConfigError
+from hpfwi.errors import ConfigError, DataError
 from hpfwi.inversion.optimise import AdamSettings
 from hpfwi.networks.build import NetworkChoice, build_network, fewest_samples
 from hpfwi.parallel import ClusterSettings
@@ -289,11 +289,18 @@ def resolved(config: TrainConfig, store: PairStore) -> TrainConfig:
 
     These are the shapes of records and model, and the ranges of velocity and amplitude that normalise: the least and
     largest values of the split that trains, whose last samples may validate. No other split has a say in them.
+
+    raises      ConfigError: another shape asked for than the store has; DataError: values that have no range
     """
 
     def extremes(name: str) -> tuple[float, float]:
         split_of(store, config.data.train)
         values = store.split_statistics(name, config.data.train)
+        if not values["min"] < values["max"]:
+            raise DataError(
+                f"The {name} of split {config.data.train!r} of {store.path} are all {values['min']:g}, and nothing can "
+                "be learnt from that; take a store or a split with others."
+            )
         return values["min"], values["max"]
 
     shapes = {"records_shape": store.records_shape, "model_shape": store.model_shape}

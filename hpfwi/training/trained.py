@@ -64,6 +64,15 @@ class Trained:
         assert self.config.network.records_shape is not None  # a run folder's configuration is resolved
         return self.config.network.records_shape
 
+    def require_shapes(self, store: PairStore) -> None:
+        """Raise DataError where a store has samples of another shape than the network was trained on."""
+        shapes, own = (store.records_shape, store.model_shape), (self.records_shape, self.config.network.model_shape)
+        if shapes != own:
+            raise DataError(
+                f"{store.path} has records {list(shapes[0])} and models {list(shapes[1])}, and this network was "
+                f"trained on {list(own[0])} and {list(own[1] or ())}; give a store of its shapes."
+            )
+
     def predict(self, records: NDArray[np.float32], *, first: int = 0) -> NDArray[np.float32]:
         """Velocities on the network's scale, float32[sample, z, x], of records[sample, shot, time, receiver].
 

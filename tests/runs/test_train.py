@@ -408,6 +408,23 @@ def test_a_loss_that_leaves_the_numbers_ends_the_run_before_the_step(trained: Ru
     assert all(np.isfinite(value).all() for value in found.tensors.values())
 
 
+def without_models(store: PairStore, path: Path) -> Path:
+    """Write a store of the same records whose models nobody knows, and have nine rows."""
+    records, _ = store.read(range(SAMPLES))
+    writer = create_pairs(
+        path,
+        samples=SAMPLES,
+        records_shape=RECORDS,
+        model_shape=(9, MODEL[1]),
+        family="unknown",
+        physics=store.physics,
+        splits=store.splits,
+    )
+    writer.write(0, records, np.full((SAMPLES, 9, MODEL[1]), 1500.0, np.float32))
+    writer.finish()
+    return path
+
+
 def command(*words: object, code: int = 0) -> str:
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == code, result.output
@@ -467,6 +484,14 @@ def test_the_commands_from_training_to_comparison(
     records[2, 0, 3, 4] = np.nan
     np.save("broken.npy", records)
     assert "The records of sample 2 hold NaN" in command("predict", whole, "broken.npy", "broken-out.npy", code=3)
+    constant = without_models(store, Path("constant.zarr"))
+    told = command("train", "train_fcnvmb", "--data", constant, *changes, "--name", "none", code=3)
+    assert "The models of split 'train' of " in told
+    assert "constant.zarr are all 1500, and nothing can be learnt from that" in told
+    assert not Path("runs/none").exists()
+    assert "has records [3, 40, 16] and models [9, 15], and this" in command(
+        "evaluate", whole, "--data", constant, code=3
+    )
     if not torch.cuda.is_available():
         assert "--device cpu" in command("evaluate", whole, "--device", "cuda", code=2)
 
