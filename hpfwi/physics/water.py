@@ -51,7 +51,7 @@ def read_sea_floor(path: str | Path, grid: Grid) -> NDArray[np.float64]:
     if wrong.any():
         column = ", ".join(str(index) for index in np.argwhere(wrong)[0])
         raise DataError(
-            f"model.sea_floor = {path} holds {depths_m[wrong][0]:g} m at column [{column}]: give depths below the model's "
-            "top, none negative."
+            f"model.sea_floor = {path} holds {depths_m[wrong][0]:g} m at column [{column}]: give depths below the "
+            "model's top, none negative."
         )
     return depths_m
