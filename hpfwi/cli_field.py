@@ -43,7 +43,7 @@ class Which(StrEnum):
 
 
 def gathers(
-    source: Annotated[Path, typer.Argument(metavar="LINE.SEGY", help="Shot records, .segy or .sgy.")],
+    source: Annotated[Path, typer.Argument(metavar="LINE.SEGY", help="Shot records, .segy, .sgy or .su.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="Where the gathers go.")],
     band_hz: Annotated[
         str | None,

@@ -1,4 +1,7 @@
-"""SEG-Y files: traces of equal length and their headers, in all the sample formats that circulate."""
+"""SEG-Y files: traces of equal length and their headers, in all the sample formats that circulate.
+
+Files of Seismic Unix (.su) are the same traces, IEEE floats of either byte order, without the headers of a file.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,9 @@ TRACE_HEADER_BYTES = 240
 FORMAT_OFFSET = 3224
 """Byte of the sample format code in the file, from 0 (bytes 3225-3226 of the standard)."""
 
+SAMPLES_OFFSET = 114
+"""Byte of the number of samples in a trace header, from 0 (bytes 115-116 of the standard)."""
+
 FORMATS = (1, 2, 3, 5, 6, 8, 10, 11, 12, 16)
 """Sample format codes that are read: IBM and IEEE floats and the integers."""
 
@@ -34,6 +40,8 @@ class SegyFile:
     headers: segyio.SegyFile
     words: NDArray[Any] | None
     """uint32[trace, time] on disk where the samples are IBM floats, else None."""
+    bare: bool = False
+    """Without headers of a file, as Seismic Unix writes them."""
 
     @property
     def traces(self) -> int:
@@ -45,14 +53,19 @@ class SegyFile:
         """Samples of every trace."""
         return len(self.headers.samples)
 
+    def of_file(self, field: int) -> int:
+        """A field of the file's binary header, 0 where there is none."""
+        with _damage(self.path):
+            return 0 if self.bare else int(self.headers.bin[field])
+
     def field(self, first_byte: int) -> NDArray[np.int64]:
         """A trace header field of every trace, by the first of its bytes as the standard counts them, int64[trace]."""
-        with damage_of(self.path):
+        with _damage(self.path):
             return np.asarray(self.headers.attributes(first_byte)[:], dtype=np.int64)
 
     def read(self, traces: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Some traces, float32[trace, time], in the order given; raises DataError where the file is damaged."""
-        with damage_of(self.path):
+        with _damage(self.path):
             if self.words is not None:
                 return ibm_floats(self.words[traces])
             if len(traces) and (np.diff(traces) == 1).all():
@@ -64,22 +77,25 @@ class SegyFile:
 def open_segy(path: str | Path) -> Iterator[SegyFile]:
     """A SEG-Y file with traces of equal length, big- or little-endian, IBM, IEEE or integer, open for reading.
 
+    A name that ends in .su is a file of Seismic Unix.
+
     raises  DataError: not a file, not SEG-Y, truncated, without traces, an unknown sample format
     """
     path = Path(path)
-    endian = _endian(path)
-    with damage_of(path):
-        headers = segyio.open(str(path), "r", ignore_geometry=True, endian=endian)
+    bare = path.suffix.lower() == ".su"
+    endian = _endian_of_bare(path) if bare else _endian(path)
+    with _damage(path):
+        headers = (segyio.su if bare else segyio).open(str(path), "r", ignore_geometry=True, endian=endian)
     with headers:
         if not (headers.tracecount and len(headers.samples)):
             raise DataError(f"{path} holds SEG-Y headers but no samples.")
-        with damage_of(path):
+        with _damage(path):
             words = _ibm_words(path, endian, headers) if int(headers.format) == IBM_FLOAT else None
-        yield SegyFile(path, headers, words)
+        yield SegyFile(path, headers, words, bare)
 
 
 @contextmanager
-def damage_of(path: Path) -> Iterator[None]:
+def _damage(path: Path) -> Iterator[None]:
     """Tell damage, which segyio reports with these types and with wording for programmers, in one sentence."""
     try:
         yield
@@ -107,6 +123,24 @@ def _endian(path: Path) -> Literal["big", "little"]:
     raise DataError(
         f"{path} has sample format code {int.from_bytes(code, 'big')} in bytes 3225-3226: it is no SEG-Y, or uses a "
         "format other than 1 (IBM float), 5 (IEEE float) or an integer."
+    )
+
+
+def _endian_of_bare(path: Path) -> Literal["big", "little"]:
+    """The byte order in which the first trace's number of samples makes the file a whole number of traces."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist or is not a file.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        count = file.read(TRACE_HEADER_BYTES)[SAMPLES_OFFSET : SAMPLES_OFFSET + 2]
+    orders: tuple[Literal["little", "big"], ...] = ("little", "big")
+    for order in orders:
+        samples = int.from_bytes(count, order)
+        if samples and size % (TRACE_HEADER_BYTES + 4 * samples) == 0:
+            return order
+    raise DataError(
+        f"{path} has {size} bytes, no whole number of traces as long as its first header says (bytes 115-116): it is "
+        "no file of Seismic Unix, or truncated."
     )
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hpfwi.errors import DataError
 from hpfwi.physics.grid import AXES, along_axes
-from hpfwi.store.segy import SegyFile, damage_of, open_segy
+from hpfwi.store.segy import SegyFile, open_segy
 
 PLAUSIBLE_STEP_M = (0.5, 200.0)
 """Spacings outside this range are taken for something else than metres."""
@@ -56,8 +56,7 @@ def read_segy(path: str | Path, axes: int | None = None) -> SegyTable:
         places = None if axes == 2 else _block(file, required=axes == 3)
         traces = file.read(np.arange(file.traces))
         runs = [np.arange(file.traces)] if places is None else [places[:, 0], places[0]]
-        with damage_of(file.path):
-            spacing_m, doubt = _spacing(file.headers, runs)
+        spacing_m, doubt = _spacing(file, runs)
     samples = traces.T if places is None else np.moveaxis(traces[places], -1, 0)
     return SegyTable(np.ascontiguousarray(samples), spacing_m, doubt)
 
@@ -110,9 +109,9 @@ def _spacing(file: segyio.SegyFile, runs: Sequence[NDArray[np.int64]]) -> tuple[
     runs    numbers of the traces that follow each other along every horizontal axis
     """
     low, high = PLAUSIBLE_STEP_M
-    if file.bin[segyio.BinField.MeasurementSystem] == 2:
+    if file.of_file(segyio.BinField.MeasurementSystem) == 2:
         return None, "they are in feet"
-    interval = int(file.bin[segyio.BinField.Interval]) or int(file.header[0][segyio.TraceField.TRACE_SAMPLE_INTERVAL])
+    interval = file.of_file(segyio.BinField.Interval) or int(file.field(segyio.TraceField.TRACE_SAMPLE_INTERVAL)[0])
     dz_m = interval / 1000
     if not low <= dz_m <= high:
         return None, f"the sample interval {interval} is no depth step in mm"
@@ -130,17 +129,17 @@ def _spacing(file: segyio.SegyFile, runs: Sequence[NDArray[np.int64]]) -> tuple[
     return tuple(spacing_m), ""
 
 
-def _lateral_step_m(file: segyio.SegyFile, x_byte: int, y_byte: int, run: NDArray[np.int64]) -> float | None:
+def _lateral_step_m(file: SegyFile, x_byte: int, y_byte: int, run: NDArray[np.int64]) -> float | None:
     """Distance between neighbouring traces of a run in metres, or None where these coordinates do not give one."""
     low, high = PLAUSIBLE_STEP_M
-    x = np.asarray(file.attributes(x_byte)[:], dtype=np.float64)[run]
-    y = np.asarray(file.attributes(y_byte)[:], dtype=np.float64)[run]
+    x = file.field(x_byte)[run].astype(np.float64)
+    y = file.field(y_byte)[run].astype(np.float64)
     if len(x) < 2:
         return None
     raw = np.hypot(np.diff(x), np.diff(y))
     if raw.min() <= 0 or raw.max() > 1.01 * raw.min():
         return None
-    scalars = set(np.asarray(file.attributes(int(segyio.TraceField.SourceGroupScalar))[:]).tolist())
+    scalars = set(file.field(segyio.TraceField.SourceGroupScalar).tolist())
     if len(scalars) > 1:
         return None
     scalar = int(scalars.pop())

@@ -159,11 +159,11 @@ def _scaled(values: NDArray[np.int64], scalars: NDArray[np.int64]) -> NDArray[np
 
 
 def _metres(file: SegyFile) -> float:
-    return FOOT_M if file.headers.bin[segyio.BinField.MeasurementSystem] == FEET else 1.0
+    return FOOT_M if file.of_file(segyio.BinField.MeasurementSystem) == FEET else 1.0
 
 
 def _sample_interval_s(file: SegyFile, remarks: list[str]) -> float:
-    of_file = int(file.headers.bin[segyio.BinField.Interval])
+    of_file = file.of_file(segyio.BinField.Interval)
     of_traces = np.unique(file.field(117))
     of_traces = of_traces[of_traces != 0]
     if len(of_traces) > 1:

@@ -167,7 +167,7 @@ def test_public_traces_have_their_expected_samples(name: str) -> None:
 
 
 @shared
-@pytest.mark.parametrize("name", ["broken.sgy", "text.sgy", "trace-header-extensions.sgy", "small-lsb.su"])
+@pytest.mark.parametrize("name", ["broken.sgy", "text.sgy", "trace-header-extensions.sgy"])
 def test_public_broken_files_are_refused_in_one_sentence(name: str) -> None:
     with pytest.raises(DataError) as caught:
         read_segy(ODD / name)

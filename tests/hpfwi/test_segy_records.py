@@ -220,6 +220,27 @@ def test_a_band_is_causal_and_keeps_its_middle() -> None:
         band_passed(late, 0.004, 3.0, 125.0)
 
 
+def test_a_file_of_seismic_unix_is_its_traces_alone(tmp_path: Path) -> None:
+    headers = [trace(shot, (10 * shot, 0), (x, 0), TRACE_SAMPLE_COUNT=SAMPLES) for shot in (1, 2) for x in (50, 90)]
+    whole = write(tmp_path / "line.sgy", headers)
+    (tmp_path / "line.SU").write_bytes(whole.read_bytes()[3600:])
+    (expected, gathers), (found, bare) = read(whole), read(tmp_path / "line.SU")
+    assert np.array_equal(found.survey.receivers_m, expected.survey.receivers_m)
+    assert found.survey.dt_s == expected.survey.dt_s
+    assert np.array_equal(bare, gathers)
+    (tmp_path / "cut.su").write_bytes(whole.read_bytes()[3600:-8])
+    for name, sentence in (("cut.su", "1592 bytes, no whole number of traces"), ("none.su", "does not exist")):
+        with pytest.raises(DataError, match=sentence):
+            read(tmp_path / name)
+
+
+@pytest.mark.skipif(not (SHARED.parent / "segy_odd").is_dir(), reason="the shared SEG-Y files are not on this machine")
+def test_a_public_file_of_seismic_unix() -> None:
+    place = SHARED.parent / "segy_odd"
+    with open_segy(place / "small-lsb.su") as bare, open_segy(place / "small-lsb.sgy") as whole:
+        assert np.array_equal(bare.read(np.arange(25)), whole.read(np.arange(25)))
+
+
 def test_too_few_shots_leave_nothing(tmp_path: Path) -> None:
     records, gathers = read(write(tmp_path / "a.sgy", [trace(shot, (shot, 0), (50, 0)) for shot in (1, 2)]))
     for wrong in (gathers[:1], gathers * 2, [gather[:, 1:] for gather in gathers]):
