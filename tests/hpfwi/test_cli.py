@@ -215,6 +215,7 @@ def test_a_stopped_run_is_resumed_on_other_workers_and_a_finished_one_is_left_al
     inversion.error = Stopped("Stopped.")
     refused(75, "invert", "toy.toml", "--workers", "0")
     inversion.error = None
+    assert "--data is for training runs and runs/toy inverts gathers" in refused(2, "resume", "runs/toy", "--data", "a")
     assert run("resume", "runs/toy", "--workers", "3").exit_code == 0
     assert [(config.cluster.workers, resume) for config, _, resume in inversion.calls] == [(0, False), (3, True)]
     result = run("resume", "runs/toy")
