@@ -8,6 +8,7 @@ Which tensors are on the GPU is a property of their memory, so views, copies of 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -111,6 +112,24 @@ class _Queue:
 
 
 @contextlib.contextmanager
+def _switches_kept() -> Iterator[None]:
+    """torch's switches for GPUs, and cuBLAS's variable, are in the end what they were."""
+    workspace = os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    kept = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, products.allow_tf32
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, products.allow_tf32 = kept
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+        if workspace is not None:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
+
+
+@contextlib.contextmanager
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
     """This process has one GPU, for torch; operators of this thread and of those it starts are looked at."""
     gpu = PretendedGpu()
@@ -175,7 +194,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
     monkeypatch.setattr(threading.Thread, "run", run_there)
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda device_type, **options: autocast("cpu", **options))
-    with gpu:
+    with _switches_kept(), gpu:
         yield gpu
 
 

@@ -25,6 +25,7 @@ from hpfwi.training import train as loop
 from hpfwi.training.settings import load_train_config, resolved
 from hpfwi.training.task import TrainingTask, open_task
 from hpfwi.training.train import train
+from tests.hpfwi.pretended_gpu import pretended_gpu
 
 RECORDS, MODEL, SAMPLES = (2, 40, 16), (11, 15), 13
 NAMES = ("dx_m", "dz_m", "dt_s", "peak_hz", "sources_m", "receivers_m", "records_unit")
@@ -247,3 +248,14 @@ def test_many_spikes_in_a_row_end_the_run_and_keep_its_state(
     start = {f"state/{name}": value for name, value in task.state().items() if name.startswith("network/")}
     assert all(np.array_equal(found.tensors[name], value) for name, value in start.items())
     assert not any("/exp_avg" in name for name in found.tensors)
+
+
+def test_a_run_on_a_gpu_takes_the_steps_of_one_on_a_cpu(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cpu = losses(trained(tmp_path / "cpu"))
+    with pretended_gpu(monkeypatch) as gpu:
+        there = trained(tmp_path / "gpu")
+    (began,) = [event for event in read_events(there) if event["kind"] == "start"]
+    assert (began["device"], "aten::convolution" in gpu.operators) == ("cuda", True)
+    np.testing.assert_allclose(losses(there), on_cpu, rtol=1e-3)
