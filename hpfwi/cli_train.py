@@ -206,7 +206,14 @@ def evaluate(
     from hpfwi.training.evaluate import evaluate as evaluate_network
 
     found = evaluate_network(
-        network, split, which=checkpoint.value, data=data, device=device.value, lpips=lpips, progress=_counted()
+        network,
+        split,
+        which=checkpoint.value,
+        data=data,
+        device=device.value,
+        lpips=lpips,
+        progress=_counted(),
+        say=typer.echo,
     )
     typer.echo(f"Velocities   {found.scale}")
     width = max(len(name) for name in found.means)

@@ -14,13 +14,11 @@ from hpfwi.errors import ConfigError, DataError
 from hpfwi.physics.openfwi import OpenFwiSettings, OpenFwiSimulator, modelling_of
 from hpfwi.refinement.settings import RefinementSettings
 from hpfwi.store.openfwi import PairStore, open_pairs
+from hpfwi.training.geometry import difference, differing
 from hpfwi.training.replicas import weights_of
 from hpfwi.training.settings import split_of
 from hpfwi.training.trained import Trained, Which
 from hpfwi.training.weights import open_network
-
-GEOMETRY = ("dx_m", "dz_m", "dt_s", "peak_hz", "sources_m", "receivers_m")
-"""What a network has learnt about the physics of its records without being told."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def _modelling(store: PairStore, bounds_mps: tuple[float, float]) -> OpenFwiSett
     except DataError as error:
         raise DataError(f"The records of {store.path} cannot be modelled: {error}") from error
     said, made = store.physics, simulator.physics
-    differs = [name for name in GEOMETRY if not _agree(said.get(name), made[name])]
+    differs = differing(said, made)
     if simulator.records_shape != store.records_shape or differs:
         what = ", ".join(differs) or f"records of shape {list(store.records_shape)}"
         raise DataError(
@@ -191,23 +189,5 @@ def _require_same_geometry(trained: Trained, network: Path, store: PairStore, sa
     if physics is None:
         say(f"{network} does not say how the records that trained it were made; only shapes could be compared.")
         return
-    differs = [name for name in GEOMETRY if not _agree(physics.get(name), store.physics.get(name))]
-    if differs:
-        name = differs[0]
-        raise DataError(
-            f"{store.path} has {name} = {_short(store.physics[name])} and the pairs that trained {network} had "
-            f"{_short(physics[name])}: what the network learnt does not hold there; give records of the same modelling."
-        )
-
-
-def _agree(first: Any, second: Any) -> bool:
-    """Whether two values, or lists of positions, are the same to rounding; one that is not known agrees with all."""
-    if first is None or second is None:
-        return True
-    one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-6, atol=0.0))
-
-
-def _short(value: Any) -> str:
-    """A value for a sentence; of a list its length."""
-    return f"{len(value)} positions" if isinstance(value, list) else f"{value:g}"
+    if (differs := difference(physics, store)) is not None:
+        raise DataError(f"{differs}: what it learnt does not hold there; give records of the same modelling.")

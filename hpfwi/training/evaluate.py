@@ -19,6 +19,7 @@ from hpfwi.physics.openfwi import FASTEST_MPS, SLOWEST_MPS
 from hpfwi.store.atomic import new_folder
 from hpfwi.store.openfwi import PairStore, open_pairs
 from hpfwi.training.forward import in_mps
+from hpfwi.training.geometry import difference
 from hpfwi.training.lpips import Lpips, read_lpips
 from hpfwi.training.metrics import Scores, benchmark_scores, published_scores, scores_in_mps
 from hpfwi.training.normalise import scale_in_words
@@ -77,6 +78,7 @@ def evaluate(
     device: str = "cpu",
     lpips: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, samples: None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Evaluation:
     """Score a trained network and write scores.csv, summary.json and two figures to a folder (see `evaluations_of`).
 
@@ -87,6 +89,7 @@ def evaluate(
                 names none
     lpips       weights of the perceptual distance (see `hpfwi.training.lpips`); None: it is not computed
     progress    told after every part how many samples of how many are done
+    say         told where the store's records were made otherwise than those that trained
 
     raises      ConfigError: no such split, or it holds samples that trained, or no store; DataError: another shape of
                 records, weights that cannot be used, a disk that refuses
@@ -99,6 +102,8 @@ def evaluate(
     own = data is None or trained.trained_on.sha256 == store.manifest["sha256"]  # which may lie elsewhere by now
     samples = _samples(trained.config, store, split, own=own)
     trained.require_shapes(store)
+    if (differs := difference(trained.trained_on.physics or {}, store)) is not None:
+        say(f"{differs}: the scores say how well it does on such records.")
     parts: list[Scores] = []
     for first in range(0, len(samples), _AT_ONCE):
         part = samples[first : first + _AT_ONCE]

@@ -120,10 +120,10 @@ def open_trained(run: Path, which: Which = "best", *, device: str = "cpu") -> Tr
     network = build_network(config.network)
     prefix = STATE + (NETWORK if config.training.average_decay is None else AVERAGE)
     put_weights(weights_of(network), found.tensors, prefix)
-    return Trained(config, placed(network, config, device), found.iteration, torch.device(device), trained_on(run))
+    return Trained(config, ready(network, config, device), found.iteration, torch.device(device), trained_on(run))
 
 
-def placed(network: torch.nn.Module, config: TrainConfig, device: str) -> torch.nn.Module:
+def ready(network: torch.nn.Module, config: TrainConfig, device: str) -> torch.nn.Module:
     """A network in evaluation mode, where and as it is to predict."""
     network = network.to(device).eval()
     if config.training.channels_last:

@@ -23,7 +23,7 @@ from hpfwi.training.normalise import scale_in_words
 from hpfwi.training.outputs import require_free
 from hpfwi.training.replicas import put_weights, weights_of
 from hpfwi.training.settings import TrainConfig
-from hpfwi.training.trained import Trained, TrainedOn, Which, open_trained, placed, require_device
+from hpfwi.training.trained import Trained, TrainedOn, Which, open_trained, ready, require_device
 
 FORMAT = "hpfwi-network 1"
 _KEPT = {
@@ -149,7 +149,7 @@ def open_network(source: Path, which: Which = "best", *, device: str = "cpu") ->
         put_weights(weights_of(network), weights.tensors, "")
     except DataError as error:
         raise _unusable(source, "its tensors are not those of the network that its header names") from error
-    network = placed(network, weights.config, device)
+    network = ready(network, weights.config, device)
     return Trained(weights.config, network, weights.step, torch.device(device), weights.trained_on)
 
 

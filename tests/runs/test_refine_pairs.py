@@ -333,6 +333,8 @@ def test_a_file_of_weights_refines_as_its_run_does(toy: Path, tmp_path: Path) ->
     result = run("refine", weights, "--data", hz, tmp_path / "none.zarr", *ALONE)
     assert result.exit_code == 3
     assert "has peak_hz = 30 and the pairs that trained" in result.stderr
+    told = run("evaluate", weights, "--data", hz, "--split", "train").stdout
+    assert "hz.zarr has peak_hz = 30 and the pairs that trained this network had 40: the scores say" in told
     words = ("--data", toy / "records.zarr", tmp_path / "none.zarr", "--checkpoint", "last", *ALONE)
     assert "leave --checkpoint last out" in run("refine", weights, *words).stderr
 
