@@ -171,6 +171,21 @@ def test_the_layers_operations_on_a_gpu_are_those_of_the_cpu(dtype: torch.dtype,
 
 
 @pytest.mark.usefixtures("streams")
+def test_no_sample_is_no_launch(processor: Processor) -> None:
+    """CuPy takes no blocks for one."""
+    x, base, bands = torch.empty(0, 2, 9, 14), torch.ones(2, 5, 5), torch.ones(1, 2, 4, 5, 5)
+    flat = [index for pair in published_frequencies(7) for index in pair]
+    with cupy_on(processor, H100) as gpus, torch.no_grad():
+        assert haar_op._convolution_on_gpu(x, base, None, bands, "haar").shape == x.shape
+        mean, *_, cells = dct_op._pool_on_gpu(x, flat, 7, True)
+        assert dct_op._pool_gradient_on_gpu(cells, flat, 7, 9, 14, mean, mean, mean).shape == x.shape
+        assert gpus.done == []
+        _, *sums = haar_op._convolution_gradient_on_gpu(x, base, bands, x, "haar", True, True)
+    assert [one[2] for one in gpus.done] == ["sum_partials"]
+    assert not any(one.any() for one in sums)
+
+
+@pytest.mark.usefixtures("streams")
 def test_the_propagators_operations_on_a_gpu_are_those_of_the_cpu(processor: Processor) -> None:
     rng, shape = np.random.default_rng(4), (13, 15)
     scheme = Scheme(

@@ -114,6 +114,8 @@ def _launch(
     name: str, blocks: int, threads: int, shared: int, device: int, stream: int, addresses: tuple[int, ...],
     numbers: tuple[int, ...],
 ) -> None:  # fmt: skip
+    if blocks == 0:  # of no sample; CuPy would launch one block
+        return
     arguments = (*map(np.uint64, addresses), *map(np.int32, numbers))
     with launching_on(device, stream):
         _kernel(device, name)((blocks,), (threads,), arguments, shared_mem=shared)

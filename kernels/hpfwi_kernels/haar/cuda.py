@@ -116,6 +116,8 @@ def _kernels(device: int) -> dict[str, Any]:
 def _launch(
     name: str, blocks: int, shared: int, device: int, stream: int, addresses: tuple[int, ...], numbers: Iterable[int]
 ) -> None:
+    if blocks == 0:  # of no sample; CuPy would launch one block
+        return
     arguments = (*map(np.uint64, addresses), *map(np.int32, numbers))
     with launching_on(device, stream):
         _kernels(device)[name]((blocks,), (THREADS,), arguments, shared_mem=shared)
