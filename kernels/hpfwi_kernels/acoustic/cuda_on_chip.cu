@@ -140,8 +140,8 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
     // Row r of the band, with the R rows around it that the bands next to it have sent.
     auto row_of = [&](int r, int turn) {
         if (TEAM == BLOCK) return u + (r + R) * stride + 4;
-        const int at = r < 0 ? r + R + turn * R : r < n ? 4 * R + r : 2 * R + turn * R + r - n;
-        return u + at * stride + 4;
+        const int from_own = r < 0 ? turn * R - 3 * R : r < n ? 0 : turn * R - 2 * R - n;
+        return u + (4 * R + r + from_own) * stride + 4;
     };
     auto own_row = [&](int r) { return u + ((TEAM == BLOCK ? R : 4 * R) + r) * stride + 4; };
 
@@ -206,6 +206,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
             if (TEAM == BLOCK && !shape.periodic && !shape.free_surface) return;
             const int above = rank > 0 ? rank - 1 : shape.periodic ? shape.blocks - 1 : -1;
             const int below = rank + 1 < shape.blocks ? rank + 1 : shape.periodic ? 0 : -1;
+            if (TEAM != BLOCK && r0 >= R + 1 && r0 + mine <= n - R) return;
 #pragma unroll 1
             for (int j = 0; j < mine; ++j) {
                 const int r = r0 + j, y = y0 + r;
@@ -371,8 +372,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
             const int step = MODE == FORWARD ? call.begin + count : call.end - 1 - count, turn = count & 1;
             forget(r0), forget(tx), forget(shot);  // places in memory would be held for all steps, and spilled
             const int since = step - call.begin;
-            const bool keep = call.brackets && since % call.store_every == 0;
-            const i64 kept = ((i64(shot) * call.slots + since / call.store_every) * shape.rows + y0) * wide + 4 * tx;
+            const int slot = call.store_every == 1 ? since : since / call.store_every;
+            const bool keep = call.brackets && slot * call.store_every == since;
+            const i64 kept = ((i64(shot) * call.slots + slot) * shape.rows + y0) * wide + 4 * tx;
             if (MODE == ADJOINT && keep && since > 0) {
                 // What is counted next, which was written long ago, comes near meanwhile.
                 const i64 next = kept + i64(r0) * wide - i64(shape.rows) * wide;
@@ -393,8 +395,10 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 if (i < groups) {
                     const int group = first_group + i, cell = call.scatter.group_cells[group], r = cell / columns - y0;
                     if (r < 0 || r >= n) continue;
+                    const int from = call.scatter.group_starts[group], to = call.scatter.group_starts[group + 1];
+                    const float own_factor = factor()[cell];
                     float added = 0.f;
-                    for (int k = call.scatter.group_starts[group]; k < call.scatter.group_starts[group + 1]; ++k) {
+                    for (int k = from; k < to; ++k) {
                         const int tap = call.scatter.group_taps[k], p = call.scatter.tap_points[tap];
                         const i64 at = i64(shot) * call.scatter.points * call.steps + p * i64(call.scatter.point_stride)
                             + step * i64(call.scatter.step_stride);
@@ -403,7 +407,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                         if (count + 1 < many)
                             prefetch(call.scatter.values + at + (MODE == FORWARD ? 1 : -1) * i64(call.scatter.step_stride));
                     }
-                    amounts[i] = factor()[cell] * added;
+                    amounts[i] = own_factor * added;
                     continue;
                 }
                 const int k = first_part + i - groups, y = call.gather.part_rows[k], p = call.gather.part_points[k];

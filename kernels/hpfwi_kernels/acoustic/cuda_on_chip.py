@@ -24,7 +24,7 @@ THREAD_BOUNDS = (256, 384, 512)
 which hold two numbers for each of a tile's 28 cells and what a step needs; with more threads, registers would spill."""
 SPILLED_BYTES = {
     (2, 512): {7: 32, 8: 64},
-    (4, 512): {6: 32, 7: 64, 8: 64},
+    (4, 512): {6: 32, 7: 32, 8: 64},
     (6, 384): {4: 32, 6: 32, 7: 32, 8: 32},
     (6, 512): {4: 64, 6: 32, 7: 64, 8: 128},
     (8, 384): {7: 32, 8: 64},
