@@ -13,7 +13,7 @@ from hpfwi.errors import ConfigError
 from hpfwi.parallel import ClusterSettings, device_here, placed
 from hpfwi.physics.device import usable_gpus
 from hpfwi.physics.grid import Grid
-from hpfwi.physics.model import ModelPair, load_models
+from hpfwi.physics.model import WIDEST, ModelPair, load_models
 from hpfwi.physics.modelling import simulate_observed
 from hpfwi.physics.simulator import Simulator
 from hpfwi.physics.source import build_wavelet
@@ -102,17 +102,17 @@ def build_experiment(config: RunConfig) -> Experiment:
 
 
 def _refuse_wide_filters(config: RunConfig, grid: Grid) -> None:
-    """Raise ConfigError where a filter is wider than the model, of which it would leave a mean, after a long time."""
+    """Raise ConfigError where a filter is far wider than the model, of which it would take long to leave a mean."""
     settings = config.inversion
     widths_m = {"inversion.smooth_gradient_m": settings.smooth_gradient_m}
     if settings.parameterisation.kind == "a-denorm-moving-mean":
         widths_m["inversion.parameterisation.moving_mean_sigma_m"] = settings.parameterisation.moving_mean_sigma_m
     longest_m = max(cells * step_m for cells, step_m in zip(grid.shape, grid.spacing_m, strict=True))
     for name, width_m in widths_m.items():
-        if width_m > longest_m:
+        if width_m > WIDEST * longest_m:
             raise ConfigError(
-                f"{name} = {width_m:g} is more than the {longest_m:g} m of the model's longest side; give less, a "
-                "wavelength or so."
+                f"{name} = {width_m:g} is more than {WIDEST} times the {longest_m:g} m of the model's longest side; "
+                "give less, a wavelength or so."
             )
 
 

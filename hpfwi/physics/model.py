@@ -18,6 +18,9 @@ from hpfwi.physics.water import read_sea_floor, water_cells
 DEFAULT_SPACING_M = 15.0
 """Cell size of a model that comes from no file: that of the published Marmousi experiments."""
 
+WIDEST = 10
+"""A Gaussian filter of more than so many times the longest side of a model leaves its mean, and takes long for it."""
+
 
 @dataclass(frozen=True, eq=False)
 class EarthModel:
@@ -121,13 +124,13 @@ def _node_weights(nodes: int, factor: int) -> NDArray[np.float64]:
 def smooth(model: EarthModel, sigma_cells: float) -> EarthModel:
     """The model after a Gaussian filter of `sigma_cells` cells along every axis; the edge values continue outside.
 
-    raises  ConfigError: sigma_cells is negative, or more than the model has
+    raises  ConfigError: sigma_cells is negative, or far more than the model has
     """
-    most = max(model.grid.shape)
+    most = WIDEST * max(model.grid.shape)
     if not 0 <= sigma_cells <= most:
         raise ConfigError(
-            f"smooth_sigma_cells={sigma_cells:g} cannot be used: it must be 0 (no smoothing) or more, and at most the "
-            f"{most} cells of the model's longest side."
+            f"smooth_sigma_cells={sigma_cells:g} cannot be used: it must be 0 (no smoothing) or more, and at most "
+            f"{most}, which is {WIDEST} times the model's longest side."
         )
     smoothed = gaussian_filter(model.velocity.astype(np.float64), sigma_cells, mode="nearest")
     return EarthModel(smoothed.astype(np.float32), model.grid)

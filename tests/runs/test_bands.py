@@ -25,10 +25,7 @@ from hpfwi.plan import derived_settings, in_brief
 from hpfwi.report import render_page
 from hpfwi.status import as_text, status
 from hpfwi.store.gathers import open_gathers
-
-BANDS: dict[str, Any] = {"inversion__bands_hz": [14.0, 20.0], "survey__samples": 180}
-"""Stages of 2, 3 and 3 of the tiny run's 8 iterations, whose wavelet has its peak at 12 Hz. The records are longer, for
-filters delay."""
+from tests.runs.kinds_of_runs import BANDS
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +50,6 @@ def test_a_stop_at_or_beside_a_change_of_band_changes_no_bit(
 ) -> None:
     ended = resume(run(tmp_path, stop_after=stop_after, **BANDS))
     assert ended.bits == banded.bits
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_workers_change_no_bit(run: Any, banded: Any, tmp_path: Path) -> None:
-    assert run(tmp_path, cluster__workers=2, **BANDS).bits == banded.bits
 
 
 def task_at(model: str, banded: Any) -> InversionTask:

@@ -1,4 +1,4 @@
-"""Two kills of the campaign that `make kills` runs for longer: no hang, no wrong bit, no lost sample."""
+"""One kill of the campaign that `make kills` runs for longer: no hang, no wrong bit, no lost sample."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ TOOL = Path(__file__).with_name("kill_campaign.py")
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_runs_that_are_killed_end_with_the_bits_of_those_that_are_not(tmp_path: Path) -> None:
+def test_a_run_whose_driver_is_killed_ends_with_the_bits_of_one_that_is_not(tmp_path: Path) -> None:
+    """Deaths of workers, which are dearer, have tests of their own."""
     out = tmp_path / "kills.json"
-    command = [sys.executable, str(TOOL), "--kills=2", "--per-run=1", "--seed=2", f"--folder={tmp_path / 'runs'}"]
-    done = subprocess.run([*command, f"--out={out}"], capture_output=True, text=True, timeout=280, check=False)
+    command = [sys.executable, str(TOOL), "--kills=1", "--seed=8", f"--folder={tmp_path / 'runs'}", f"--out={out}"]
+    done = subprocess.run(
+        [*command, "--kinds", "line search"], capture_output=True, text=True, timeout=280, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     account = json.loads(out.read_text())
-    assert [account[name] for name in ("kills", "worker killed", "driver killed")] == [2, 1, 1]
+    assert [account[name] for name in ("kills", "driver killed")] == [1, 1]
     assert [account[name] for name in ("hangs", "failures", "wrong bits", "lost or doubled iterations")] == [0] * 4

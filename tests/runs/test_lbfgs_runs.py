@@ -20,21 +20,7 @@ from hpfwi.physics.grid import Grid
 from hpfwi.physics.model import EarthModel
 from hpfwi.report import render_page
 from hpfwi.store.gathers import open_gathers
-
-PIXEL: dict[str, Any] = {"inversion__parameterisation__kind": "pixel", "inversion__iterations": 12}
-LBFGS: dict[str, Any] = {**PIXEL, "inversion__optimiser__kind": "lbfgs"}
-EVERYTHING: dict[str, Any] = {
-    **LBFGS,
-    "inversion__optimiser__first_step": 200.0,
-    "inversion__bands_hz": [20.0],
-    "inversion__smooth_gradient_m": 15.0,
-    "inversion__regularise__tv": 0.02,
-    "inversion__checkpoint_every": 4,
-    "inversion__snapshot_every": 1,
-    "inversion__diagnostics_every": 1,
-    "model__water_depth_m": 45.0,
-}
-"""A first step of 1000 m/s, which bounds bend and the line search takes back, and all that shapes a step."""
+from tests.runs.kinds_of_runs import LBFGS, PIXEL, SHAPED
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +32,7 @@ def plain(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def shaped(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return a run with L-BFGS and everything that works on a step."""
-    return run(tmp_path_factory.mktemp("shaped"), **EVERYTHING)
+    return run(tmp_path_factory.mktemp("shaped"), **SHAPED)
 
 
 def of_last_band(ended: Any, key: str) -> list[float]:
@@ -69,20 +55,14 @@ def test_a_stop_between_trials_changes_no_bit(
     rejected = [event["rejected"] for event in shaped.of_kind("iteration")]
     assert 1 in rejected[:6]
     assert 1 in rejected[6:]
-    assert resume(run(tmp_path, stop_after=stop_after, **EVERYTHING)).bits == shaped.bits
+    assert resume(run(tmp_path, stop_after=stop_after, **SHAPED)).bits == shaped.bits
 
 
 def test_threads_change_no_bit(run: Any, shaped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hpfwi import parallel
 
     monkeypatch.setattr(parallel, "local_threads", lambda settings: 3)
-    assert run(tmp_path, **EVERYTHING).bits == shaped.bits
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_workers_change_no_bit(run: Any, shaped: Any, tmp_path: Path) -> None:
-    assert run(tmp_path, cluster__workers=2, **EVERYTHING).bits == shaped.bits
+    assert run(tmp_path, **SHAPED).bits == shaped.bits
 
 
 def test_what_is_minimised_is_misfit_and_penalties(plain: Any) -> None:
