@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from hpfwi import checkpoints, parallel
 from hpfwi.cli import app
 from hpfwi.errors import DataError, NumericsError, Stopped
+from hpfwi.figures import style
 from hpfwi.parallel import GroupLost
 from hpfwi.run_folder import RunFolder, read_events
 from hpfwi.status import status
@@ -350,7 +352,8 @@ def test_a_run_goes_on_with_its_own_pairs_alone(
     assert load_train_config(path / "config.toml")[0].data.pairs == str(moved)
     moved.rename(place)
     assert "trained this network" in command("evaluate", path, "--split", "train", "--data", place, code=2)
-    assert f"{path / 'evaluation' / 'test'}" in command("evaluate", path, "--data", place)
+    with no_pictures():
+        assert f"{path / 'evaluation' / 'test'}" in command("evaluate", path, "--data", place)
 
 
 def losses(path: Path) -> list[float]:
@@ -408,6 +411,14 @@ def test_a_loss_that_leaves_the_numbers_ends_the_run_before_the_step(trained: Ru
     assert all(np.isfinite(value).all() for value in found.tensors.values())
 
 
+@contextlib.contextmanager
+def no_pictures() -> Iterator[None]:
+    """Spare an evaluation most of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "save_png", lambda figure, path: path.touch())
+        yield
+
+
 def without_models(store: PairStore, path: Path) -> Path:
     """Write a store of the same records whose models nobody knows, and have nine rows."""
     records, _ = store.read(range(SAMPLES))
@@ -453,7 +464,8 @@ def test_the_commands_from_training_to_comparison(
     assert "was not evaluated" in command("compare", whole, "runs/other", code=3)
 
     for run in (whole, Path("runs/other")):
-        told = command("evaluate", run)
+        with no_pictures() if run != whole else contextlib.nullcontext():
+            told = command("evaluate", run)
         assert f"Wrote {run / 'evaluation' / 'test'}" in told
         assert "Velocities   range: 1500 to 3000 m/s on [0, 1]" in told
         (lpips,) = [line for line in told.splitlines() if line.startswith("published_lpips ")]
@@ -500,8 +512,9 @@ def test_the_commands_from_training_to_comparison(
     own = ("evaluate", "weights.safetensors", "--data", store.path)
     assert "trained this network" in command(*own, "--split", "train", code=2)
     assert "leave --checkpoint last out" in command(*own, "--checkpoint", "last", code=2)
-    assert "Wrote weights-evaluation/validation" in command(*own, "--split", "validation")
-    assert "Wrote weights-evaluation/test" in command(*own)
+    with no_pictures():
+        assert "Wrote weights-evaluation/validation" in command(*own, "--split", "validation")
+        assert "Wrote weights-evaluation/test" in command(*own)
     assert Path("weights-evaluation/test/scores.csv").read_bytes() == (folder / "scores.csv").read_bytes()
     assert "weights.safetensors" in command("compare", whole, "weights.safetensors")
     words = ("--data", store.path, *changes, "--weights", "weights.safetensors", "--name", "tuned")
