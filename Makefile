@@ -20,10 +20,10 @@ check: $(READY)
 	$(BIN)/hpfwi check
 
 test-kernels:
-	$(BIN)/python -m pytest -p no:cacheprovider tests/kernels
+	$(BIN)/python -m pytest -p no:cacheprovider tests/kernels $(wildcard tests/test_*.py)
 
 test-parts:
-	$(BIN)/python -m pytest -p no:cacheprovider tests/hpfwi tests/cluster $(wildcard tests/test_*.py)
+	$(BIN)/python -m pytest -p no:cacheprovider tests/hpfwi tests/cluster
 
 test-runs:
 	$(BIN)/python -m pytest -p no:cacheprovider tests/runs

@@ -83,6 +83,8 @@ class Chaotic:
             os.kill(os.getpid(), signal.SIGSTOP)
         if self._told(f"sleep-{order}"):
             time.sleep(20.0)
+        if self._told(f"doze-{order}"):
+            time.sleep(8.0)
         if self._told(f"hold-{order}"):
             ctypes.PyDLL(None).sleep(6)  # native code that keeps the interpreter to itself: no thread of Python runs
 

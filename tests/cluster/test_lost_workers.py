@@ -214,8 +214,8 @@ def test_a_worker_that_dies_while_the_group_starts_is_replaced(start: Any, order
 def test_stopping_gives_an_iteration_up_and_changes_nothing(group: Any, orders: Path, expected: list[bytes]) -> None:
     first = totals(group, range(1))
     before = group.state()["values"].tobytes()
-    (orders / "sleep-compute-1-3").touch()
-    (orders / "sleep-compute-1-4").touch()
+    (orders / "doze-compute-1-3").touch()
+    (orders / "doze-compute-1-4").touch()
     asked_s: list[float] = []
     threading.Timer(1.0, lambda: asked_s.append(time.monotonic())).start()
     group.stop = lambda: bool(asked_s)
@@ -223,7 +223,7 @@ def test_stopping_gives_an_iteration_up_and_changes_nothing(group: Any, orders: 
         with pytest.raises(Abandoned, match="Asked to stop in iteration 1; nothing was applied in it"):
             group.run(1, ITEMS, COSTS)
         assert group.state()["values"].tobytes() == before
-        assert time.monotonic() - asked_s[0] < 3.0  # the items under way take twenty
+        assert time.monotonic() - asked_s[0] < 3.0  # the items under way take eight
     finally:
         group.stop = lambda: None
     assert first + totals(group, range(1, 3)) == expected
