@@ -208,7 +208,7 @@ def _state(
     if is_done(path):
         early = next((event for event in reversed(events) if event["kind"] == "done" and event.get("early")), None)
         if early is not None:
-            return "finished", f"early, after {early['without_gain']} validations in a row without a gain"
+            return "finished", f"early; validations in a row without a gain: {early['without_gain']}"
         return "finished", "done.json is there"
     held, who, alive = _holder(path / FILE_NAME)
     if not held:

@@ -274,7 +274,7 @@ class _Run:
         assert self.best is not None  # the last epoch is always validated
         taken, early = self.done // self.per_epoch, self.done < self.steps
         if early:
-            self.say(f"Ended early, after epoch {taken}: {self.without_gain} validations in a row without a gain.")
+            self.say(f"Ended early, after epoch {taken}: validations in a row without a gain: {self.without_gain}.")
         outcome = Outcome(
             epochs=taken,
             steps=self.done,

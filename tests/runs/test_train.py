@@ -217,7 +217,7 @@ def test_a_run_without_gains_ends_early_and_a_resumed_one_at_the_same_step(
     epochs = [event for event in events if event["kind"] == "epoch"]
     assert [event["without_gain"] for event in epochs] == [0, 0, 1, 2]
     assert done["best_epoch"] == 1 + int(np.argmin([event["validation"]["loss"] for event in epochs]))
-    assert status(path).why == "early, after 2 validations in a row without a gain"
+    assert status(path).why == "early; validations in a row without a gain: 2"
     rates = [event["learning_rate"] for event in events if event["kind"] == "step"]
     assert rates == pytest.approx(np.repeat([1e-3, 1e-4, 1e-5, 1e-5], 3))
 
