@@ -29,10 +29,10 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 
 
 def test_options_and_exit_code_pass_through(capfd: pytest.CaptureFixture[str]) -> None:
-    assert CliRunner().invoke(app, ["bench", "acoustic", "--cases", "7"]).exit_code == 2
+    assert CliRunner().invoke(app, ["bench", "cluster", "--only", "7"]).exit_code == 2
     assert "invalid choice: '7'" in capfd.readouterr().err
-    assert CliRunner().invoke(app, ["bench", "acoustic", "--help"]).exit_code == 0
-    assert "--store-every" in capfd.readouterr().out
+    assert CliRunner().invoke(app, ["bench", "cluster", "--help"]).exit_code == 0
+    assert "--repeats" in capfd.readouterr().out
 
 
 def test_an_installation_without_the_source_tree_says_so(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from hpfwi import cli
+from hpfwi import cli, figures
 from hpfwi.config import load_config
 from hpfwi.errors import ConfigError, DataError, NumericsError
 from hpfwi.experiment import build_experiment
@@ -350,7 +350,10 @@ def test_the_plan_says_which_engine_and_why() -> None:
     assert "deepwave keeps its wavefields" in elastic["memory"].reason
 
 
-def test_an_inversion_with_variable_density_from_the_command_line(tmp_path: Path) -> None:
+def test_an_inversion_with_variable_density_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "FIGURES", ())  # whose drawing takes longer than the waves, and is tested elsewhere
     settings = {
         "model.shape": "[20, 30]",
         "survey.shots": "2",
