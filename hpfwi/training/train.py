@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from hpfwi.training.forward import in_mps
 from hpfwi.training.idle import idle_workers
 from hpfwi.training.items import Items
 from hpfwi.training.means import EpochMeans, skipped_before
+from hpfwi.training.outcome import Outcome
 from hpfwi.training.pictures import draw_predictions
 from hpfwi.training.schedule import LAST_STAGE, curriculum_stage, learning_rate
 from hpfwi.training.settings import TrainConfig
@@ -48,29 +49,6 @@ from hpfwi.training.weights import read_weights
 if TYPE_CHECKING:
     from hpfwi.run_folder import RunFolder
     from hpfwi.stop import Stop
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a finished training run ended.
-
-    epochs, steps      that it took
-    early              it ended before its last epoch, because validations gained nothing any more
-    loss               mean over the steps of the last epoch
-    best_epoch         counted from 1, the one with the least validation loss
-    best_validation    its scores: loss and its terms, mae_mps, rmse_mps, ssim
-    parameters         of the network that are trained
-    """
-
-    epochs: int
-    steps: int
-    early: bool
-    seconds: float
-    samples_per_s: float
-    loss: float
-    best_epoch: int
-    best_validation: dict[str, float]
-    parameters: int
 
 
 def cluster_of(config: TrainConfig, gpus: int | None = None) -> ClusterSettings:
