@@ -22,6 +22,9 @@ from hpfwi_cluster.security import keep_own_token_private, require_token_mode
 from hpfwi_cluster.settings import ADDRESS, ClusterSettings, usable_cores
 from hpfwi_cluster.tasks import nobody_asks
 
+CROWD = 16
+"""Cores asked for in place of each that this machine has, at most: each worker is a process of some 300 MB."""
+
 _POLL_S = 0.5
 _SESSION_ENDS_S = 5.0
 """Longest wait for the last process of a cluster that was ended."""
@@ -73,7 +76,8 @@ def connect(
     stop    asked while they are awaited
     raises  Abandoned: asked to stop
             StartFailed: the cluster named by `address` or RAY_ADDRESS does not answer; no cluster is named although
-            this is one of several nodes of a job; a cluster started here would have no token
+            this is one of several nodes of a job; a cluster started here would have no token, or far more to do than
+            this machine can
     """
     if ray.is_initialized():
         return Connection(owned=False, joined=False, host=ray.util.get_node_ip_address())
@@ -95,6 +99,7 @@ def connect(
             raise
     else:
         _refuse_one_of_many_nodes()
+        _refuse_a_crowd(cores)
         require_token_mode(os.environ)
         keep_own_token_private()
         with _own_handler():
@@ -155,6 +160,15 @@ def _refuse_one_of_many_nodes() -> None:
             f"This job has {nodes} nodes and no Ray cluster over them (RAY_ADDRESS is not set), so this process would "
             "use one node of them: start it through `srun python -m hpfwi_cluster.launch --job FOLDER -- …`, or set "
             "SLURM_JOB_NUM_NODES=1 to mean it."
+        )
+
+
+def _refuse_a_crowd(cores: int) -> None:
+    most = CROWD * usable_cores()
+    if cores > most:
+        raise StartFailed(
+            f"The workers want {cores} cores, and this machine has {usable_cores()}: more than {most} are taken for a "
+            "slip, so lower workers or threads_per_worker, or name the address of a Ray cluster that has them."
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hpfwi_cluster import ClusterSettings, make_group
-from hpfwi_cluster.errors import Abandoned, ItemFailed
+from hpfwi_cluster.errors import Abandoned, ItemFailed, StartFailed
 from hpfwi_cluster.pace import Pace
 
 ITEMS, COSTS = list(range(4)), [1.0] * 4
@@ -127,6 +127,23 @@ def test_a_program_keeps_its_handler_while_ray_starts(library: Any, monkeypatch:
         signal.signal(signal.SIGTERM, before)
     assert heard == [signal.SIGTERM] * 2
     assert tools.set_sigterm_handler is theirs
+
+
+def test_a_machine_is_not_asked_for_far_more_than_it_has(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand workers took all of its memory before anything was said."""
+    asked: list[object] = []
+
+    def init(**options: object) -> None:
+        asked.append(options["num_cpus"])
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(library, "usable_cores", lambda: 2)
+    monkeypatch.setattr(library.ray, "init", init)
+    with pytest.raises(StartFailed, match="want 33 cores, and this machine has 2: more than 32 are taken for a slip"):
+        library.connect(ClusterSettings(workers=33), 33)
+    with pytest.raises(ZeroDivisionError):
+        library.connect(ClusterSettings(workers=32), 32)
+    assert asked == [32]
 
 
 def test_nodes_are_awaited_with_their_gpus_unless_asked_to_stop(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
