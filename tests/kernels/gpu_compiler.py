@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 NUMBERS = {
-    **{"BLOCK": 0, "CLUSTER": 1, "GRID": 2, "FORWARD": 0, "UNWIND": 1, "ADJOINT": 2, "false": 0, "true": 1},
+    **{"BLOCK": 0, "CLUSTER": 1, "GRID": 2, "CHAIN": 3, "FORWARD": 0, "UNWIND": 1, "ADJOINT": 2, "false": 0, "true": 1},
     **{"CPML": 0, "SPONGE": 1, "NOTHING": 0, "FULL": 1, "HALF": 2},
 }
 """The names that instances are written with."""

@@ -25,7 +25,7 @@ GPUS = {
     "sm_90": cuda.Limits("H100", 132, 227 * 1024, clusters=True),
 }
 RUNS = ("FORWARD, true", "FORWARD, false", "UNWIND, false", "ADJOINT, true", "ADJOINT, false")
-SLACK_BYTES = {"BLOCK": 16, "CLUSTER": 16, "GRID": 96}
+SLACK_BYTES = {"BLOCK": 16, "CLUSTER": 16, "CHAIN": 64, "GRID": 96}
 """By which instances of an architecture and a way to share a shot differ."""
 SLACK_BYTES_OF_GRIDS = {8: 176}
 """The same for grids, by order."""
@@ -67,19 +67,23 @@ def chosen(order: int) -> list[tuple[int, int]]:
 
 def every() -> list[Unit]:
     """All that is chosen, for every architecture and way to share a shot."""
-    shared, clusters = ("BLOCK", "GRID"), ("CLUSTER",)
+    shared, clusters = ("BLOCK", "GRID"), ("CLUSTER", "CHAIN")
     return [
         Unit(architectures, order, rows, threads, teams)
         for order in (2, 4, 6, 8)
         for rows, threads in chosen(order)
-        for architectures, teams in ((("sm_80", "sm_89"), shared), (("sm_90",), shared), (("sm_90",), clusters))
+        for architectures, teams in (
+            (("sm_80", "sm_89"), shared),
+            (("sm_90",), shared),
+            (("sm_90",), clusters if rows <= cuda_on_chip.MOST_CHAINED_ROWS else clusters[:1]),
+        )
     ]
 
 
 # Class S of a 70 x 70 model, forward and adjoint; a cluster; a grid without layers.
 ALWAYS = [
     Unit(("sm_90",), 4, 7, 512, ("BLOCK",), ("ADJOINT, true",)),
-    Unit(("sm_90",), 4, 2, 256, ("CLUSTER",), ("ADJOINT, true",)),
+    Unit(("sm_90",), 4, 2, 256, ("CLUSTER", "CHAIN"), ("ADJOINT, true",)),
     Unit(("sm_80",), 2, 4, 512, ("GRID",), ("FORWARD, false",)),
 ]
 UNITS = every() if os.environ.get("HPFWI_COMPILE_ALL") else ALWAYS
@@ -94,7 +98,7 @@ def compiling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Unit, F
 
         def compiled(unit: Unit) -> Found:
             folder = tmp_path_factory.mktemp("unit")
-            options = ["-DCLUSTER_BLOCKS=8"] if "CLUSTER" in unit.teams else []
+            options = [] if "BLOCK" in unit.teams or "GRID" in unit.teams else ["-DCLUSTER_BLOCKS=8"]
             source = cuda_on_chip.source()
             return resources(compiler, source, unit.instances, "const Call", unit.architectures, folder, options)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from hpfwi_kernels.acoustic import Memory, Scheme, cuda, cuda_on_chip, off_grid
+from hpfwi_kernels.acoustic import Memory, Points, Scheme, cuda, cuda_on_chip, off_grid
 from hpfwi_kernels.acoustic.cuda_call import AdjointCall, ForwardCall, Problem
 from hpfwi_kernels.acoustic.cuda_on_chip import Plan, Run
 from hpfwi_kernels.acoustic.device import described
@@ -185,7 +185,7 @@ def test_every_barrier_is_needed(tmp_path: Path) -> None:
     steps = text.index("for (int count = 0")
     barriers = [found.start() for found in re.finditer(r"(block|team)_sync\(.*?\);", text) if found.start() > steps]
     names = [text[at : text.index(";", at) + 1] for at in barriers]
-    assert names == ["block_sync();", "block_sync();", "team_sync(turn ^ 1);", "team_sync(turn);"]
+    assert names == ["block_sync();", "block_sync();", "team_sync(count + 1);", "team_sync(many);"]
     for at, name in list(zip(barriers, names, strict=True))[1:3]:
         folder = tmp_path / str(at)
         folder.mkdir()
@@ -320,6 +320,26 @@ def test_blocks_of_a_grid_share_a_shot_on_a_device(processor: Processor, monkeyp
     crowded = replace(limits, multiprocessors=1)
     with pytest.raises(KernelError, match=r"^A launch of \d+ blocks .* does not fit: a test runs 1 of them at a time"):
         operation_on(processor, work, Memory(), crowded)
+
+
+@pytest.mark.parametrize("boundary", ["cpml", "sponge"])
+def test_a_chains_blocks_wait_for_their_neighbours_alone(boundary: str, processor: Processor) -> None:
+    """Where no point lies in several bands; every byte that is waited for is sent, whatever the order of threads."""
+    work = survey(case(boundary, order=6), on_cells=True)
+    here = np.nan_to_num(work.receivers.weights).any(axis=-1).all(axis=0)
+    work = replace(work, receivers=Points(work.receivers.cells[:, here], work.receivers.weights[:, here], (15, 18)))
+    plan = planned(work.problem, "cluster", 3, 2)
+    assert len(set(np.diff(plan.bands))) > 1
+    results = []
+    for order in (0, 1, 5):
+        records, brackets = run_forward(processor, work, work.problem, plan, order=order)
+        results.append((records, *run_adjoint(processor, work, work.problem, plan, brackets, records, order=order)))
+    assert sum("CHAIN, FORWARD" in name or "CHAIN, ADJOINT" in name for name in processor.libraries) >= 2
+    right = right_answers(work)
+    assert distance(results[0][0], right[0]) < 5e-6
+    assert distance(work.velocity_gradient(results[0][1], results[0][3]), right[1]) < 1e-5
+    for other in results[1:]:
+        assert all(np.array_equal(one, same) for one, same in zip(results[0], other, strict=True))
 
 
 def test_the_same_points_are_described_once(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
-// Who works on one shot: a block, the blocks of a cluster, or as many blocks as are needed, all resident at once.
-enum { BLOCK, CLUSTER, GRID };
+// Who works on one shot: a block, the blocks of a cluster, or as many blocks as are needed, all resident at once; a chain
+// is a cluster whose blocks wait for what their neighbours send and not for each other.
+enum { BLOCK, CLUSTER, GRID, CHAIN };
 
 #ifdef __CUDACC__
 
@@ -25,6 +26,57 @@ __device__ inline void forget(int& value) { asm volatile("" : "+r"(value)); }
 __device__ inline void cluster_sync() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+
+// A wait that has gone on for this long never ends: the launch fails then, so that what hangs is told.
+enum : u64 { LONGEST_WAIT_NS = 10000000000ull };
+
+__device__ inline u64 nanoseconds() {
+    u64 now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    return now;
+}
+
+// Counts the bytes that other blocks of the cluster send to a block. A round ends when all that are expected have come.
+__device__ inline void begin_arrivals(u64* arrivals) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" : : "r"((u32)__cvta_generic_to_shared(arrivals)) : "memory");
+#endif
+}
+
+// Says, once in a round, how many bytes are expected.
+__device__ inline void expect_arrivals(u64* arrivals, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;"
+                 : : "r"((u32)__cvta_generic_to_shared(arrivals)), "r"(bytes) : "memory");
+#endif
+}
+
+// Waits for the end of a round; `odd` of the second one, the fourth ...
+__device__ inline void wait_arrivals(u64* arrivals, bool odd) {
+#if __CUDA_ARCH__ >= 900
+    const u32 at = (u32)__cvta_generic_to_shared(arrivals), parity = odd;
+    u32 ended = 0;
+    u64 since = 0;
+    while (!ended) {
+        asm volatile("{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}"
+                     : "=r"(ended) : "r"(at), "r"(parity) : "memory");
+        if (ended) break;
+        if (since == 0) since = nanoseconds();
+        if (nanoseconds() - since > LONGEST_WAIT_NS) __trap();
+    }
+#endif
+}
+
+// Sends four floats to where `own` lies in another block of the cluster, which counts them.
+__device__ inline void send4(float* own, float4 value, u64* arrivals, int rank) {
+#if __CUDA_ARCH__ >= 900
+    u32 to, counted;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"((u32)__cvta_generic_to_shared(own)), "r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counted) : "r"((u32)__cvta_generic_to_shared(arrivals)), "r"(rank));
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
+                 : : "r"(to), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(counted) : "memory");
 #endif
 }
 
@@ -45,7 +97,9 @@ __device__ inline void blocks_sync(u32* counter, int blocks) {
     if (threadIdx.x == 0) {
         __threadfence();
         const u32 arrived = atomicAdd(counter, 1u), goal = (arrived / blocks + 1) * blocks;
-        while (*(volatile u32*)counter < goal) {}
+        const u64 since = nanoseconds();
+        while (*(volatile u32*)counter < goal)
+            if (nanoseconds() - since > LONGEST_WAIT_NS) __trap();
         __threadfence();
     }
     __syncthreads();

@@ -10,7 +10,8 @@
 //   2. and puts it into shared memory, adds sources, and sends the first and last rows to the bands next to it   barrier
 //
 // What a band receives, and the layers' memory, is held twice and used in turn, so that a team needs one barrier of all
-// its blocks per step. The memory is kept multiplied with its profile (a psi, a zeta; adjoint b P, b Z): neighbours
+// its blocks per step; a chain needs none, for a barrier of a cluster waits until all that its threads have stored
+// anywhere is seen everywhere. The memory is kept multiplied with its profile (a psi, a zeta; adjoint b P, b Z): neighbours
 // then need no profile of their own. Tiles that touch a lateral layer go to the first threads, so that few warps diverge.
 
 // A cluster's size is known when the kernel is compiled.
@@ -71,6 +72,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
     constexpr int R = ORDER / 2, WINDOW = 2 * R + 1;
     constexpr int REACH = MODE == ADJOINT ? 2 * R : R;  // cells next to a layer that its memory reaches
     constexpr int CARRIED = MODE == ADJOINT ? 2 : 1;    // memories that neighbours read, of each axis
+    constexpr bool CLUSTERED = TEAM == CLUSTER || TEAM == CHAIN;
     // A launch has a row of blocks for each team, so that a block's rank is the same to the compiler for all its threads.
     const int rank = TEAM == BLOCK ? 0 : blockIdx.x, team = TEAM == BLOCK ? blockIdx.x : blockIdx.y;
     const int teams = TEAM == BLOCK ? gridDim.x : gridDim.y;
@@ -122,7 +124,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
 
     // Shared memory: rows from neighbours and the band's own, then what layers hold in it.
     const int halo = TEAM == BLOCK ? R : 2 * R;
-    float* const u = shared_memory();
+    // In a chain, first of all, at the same place in every band: arrivals of both turns, and how many bytes there are.
+    u64* const arrivals = (u64*)shared_memory();
+    float* const u = shared_memory() + (TEAM == CHAIN ? 8 : 0);
     const int layer_x = n * pitch_x, layer_z = LAYERED ? held.rows * pitch : 0;
     float* const carried_z = u + (2 * halo + n) * stride;
     float* const carried_x = carried_z + (LAYERED ? 2 * CARRIED * layer_z : 0);
@@ -133,7 +137,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
     const int length_z = (n + 2 * R + 3) / 4 * 4;
     float* const damping = profile_z + (LAYERED ? 4 * length_z : 0);
     Neighbour* const neighbours = (Neighbour*)(damping + (!LAYERED && call.damping ? n * pitch : 0));
-    int* const chain = (int*)(neighbours + (LAYERED && TEAM == CLUSTER ? 2 : 0));
+    int* const chain = (int*)(neighbours + (LAYERED && CLUSTERED ? 2 : 0));
     float* const amounts = (float*)(chain + call.scatter.most_groups);
     const int floats = int((float*)chain - u);
 
@@ -145,6 +149,16 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
     };
     auto own_row = [&](int r) { return u + ((TEAM == BLOCK ? R : 4 * R) + r) * stride + 4; };
 
+    if (TEAM == CHAIN && thread == 0) {
+        begin_arrivals(arrivals), begin_arrivals(arrivals + 1);
+        int rows = 0;
+        for (int r = -R; r < n + R; r = r == -1 ? n : r + 1) {
+            const int y = y0 + r;
+            if (y >= 0 && y < shape.rows) rows += 1 + (LAYERED && in_layers(y) ? CARRIED : 0);
+            else if (shape.periodic) rows += 1;
+        }
+        arrivals[2] = 4 * rows * pitch;
+    }
     for (int shot = team; shot < call.shots; shot += teams) {
         // Where the shot's arrays begin: found again where they are used, not held.
         auto factor = [&] { return call.factor + (call.models > 1 ? shot : 0) * cells; };
@@ -200,7 +214,8 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 const int slot = (y - (y < shape.low[0] ? there.upper : there.lower)) * pitch;
                 target = u + there.begins + (turn * CARRIED + layer) * there.memory + slot;
             }
-            store4((TEAM == CLUSTER ? shared_of(target, to) : target) + 4 * tx, value);
+            if (TEAM == CHAIN) send4(target + 4 * tx, value, arrivals + turn, to);
+            else store4((TEAM == CLUSTER ? shared_of(target, to) : target) + 4 * tx, value);
         };
         auto publish = [&](int turn) {
             if (TEAM == BLOCK && !shape.periodic && !shape.free_surface) return;
@@ -227,10 +242,18 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 }
             }
         };
-        // All blocks of the team have come here, and what they sent has arrived.
-        auto team_sync = [&](int turn) {
+        // All blocks of the team have come here, and what they sent has arrived; or, where that is counted, all that has
+        // been sent to this one.
+        auto team_sync = [&](int round) {
+            const int turn = round & 1;
             if (TEAM == BLOCK) block_sync();
             if (TEAM == CLUSTER) cluster_sync();
+            if (TEAM == CHAIN) {
+                // A neighbour's next rows come to the other place of two: it sends them to this one again only after it
+                // has had those that this band sends when nothing here is read any more.
+                if (thread == blockDim.x - 1) wait_arrivals(arrivals + turn, round >> 1 & 1);
+                block_sync();
+            }
             if (TEAM != GRID) return;
             blocks_sync(call.counters + team, shape.blocks);
             // As many rows at a time as there are threads for.
@@ -294,7 +317,7 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                     profile_z[4 * i + k] = y >= 0 && y < shape.rows ? call.profile[0][k][y] : k == GROWN ? 1.f : 0.f;
                 }
             }
-            if (TEAM == CLUSTER && thread < 2) {
+            if (CLUSTERED && thread < 2) {
                 const int of = min(max(thread == 0 ? rank - 1 : rank + 1, 0), shape.blocks - 1);
                 const Held there = held_by(of);
                 const int begins = (2 * halo + call.bands[of + 1] - call.bands[of]) * stride;
@@ -346,8 +369,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
             }
         }
         // No block writes into another's shared memory before that is ready.
-        if (TEAM == CLUSTER) cluster_sync();
+        if (CLUSTERED) cluster_sync();
         else block_sync();
+        if (TEAM == CHAIN && thread == blockDim.x - 1) expect_arrivals(arrivals, arrivals[2]);
         publish(0);
         team_sync(0);
 
@@ -673,8 +697,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
             }
             if (shape.periodic)
                 for (int j = 0; j < mine; ++j) wrap_columns(own_row(r0 + j));
+            if (TEAM == CHAIN && thread == blockDim.x - 1) expect_arrivals(arrivals + (turn ^ 1), arrivals[2]);
             publish(turn ^ 1);
-            team_sync(turn ^ 1);
+            team_sync(count + 1);
         }
 
         // What the run leaves.
@@ -700,7 +725,9 @@ __global__ void __launch_bounds__(THREADS, 1) TOGETHER on_chip(const Call call) 
                 if (MODE == ADJOINT) call.total[shot * cells + cell] = sum()[i64(r0 + j) * wide + i];
             }
         if (LAYERED && call.state_out) move_layers(true, turn);
-        // The next shot of this team writes what blocks of the team may still read.
-        if (shot + teams < call.shots) team_sync(turn);
+        // The next shot of this team writes what blocks of the team may still read; and a block of a cluster ends when none
+        // has anything to do with its memory.
+        if (CLUSTERED) cluster_sync();
+        else if (shot + teams < call.shots) team_sync(many);
     }
 }

@@ -35,6 +35,9 @@ where nothing is said. A grid's instances take up to 96 more, of order 8 up to 1
 tests/kernels/test_acoustic_cuda_compiled.py holds compiled instances to it."""
 CLUSTER_SIZES = (2, 4, 8)
 """Blocks of a cluster that every GPU with clusters can run."""
+MOST_CHAINED_ROWS = 4
+"""Rows of a tile up to which a cluster's blocks wait for what their neighbours send alone: counting it takes registers,
+which would spill with more rows."""
 LAYER_ROW_COST = 1.8
 """Work on a row inside a top or bottom layer, in rows outside."""
 
@@ -137,11 +140,12 @@ def source() -> str:
     return "".join((HERE / name).read_text("utf-8") for name in ("cuda_device.cuh", "cuda_on_chip.cu"))
 
 
-def instance(problem: Problem, plan: Plan, run: Run) -> str:
-    """Name of the template instance that a run needs."""
+def instance(problem: Problem, plan: Plan, run: Run, *, chain: bool) -> str:
+    """The template instance that a run needs; `chain` where a cluster's blocks wait for their neighbours alone."""
     layered = problem.boundary == "cpml" and run != "unwind"
     sizes = f"{problem.order}, {plan.rows}, {plan.bound}"
-    return f"on_chip<{sizes}, {_TEAMS[plan.team]}, {run.upper()}, {str(layered).lower()}>"
+    team = "CHAIN" if chain else _TEAMS[plan.team]
+    return f"on_chip<{sizes}, {team}, {run.upper()}, {str(layered).lower()}>"
 
 
 def plan_of(problem: Problem, team: Team, blocks: int) -> Plan | None:
@@ -166,7 +170,7 @@ def shared_bytes(problem: Problem, plan: Plan, run: Run) -> int:
     (_, columns), (low, high) = problem.shape, problem.widths[1]
     left = -(-low // 4)
     right = max(left, (columns - high) // 4) if high else pitch // 4
-    most = 0
+    most, counters = 0, 8 * (plan.team == "cluster")  # of what a chain's neighbours send
     for block, rows in enumerate(np.diff(plan.bands).tolist()):
         floats = (2 * halo + rows) * stride
         if layered:
@@ -176,7 +180,7 @@ def shared_bytes(problem: Problem, plan: Plan, run: Run) -> int:
         elif problem.damping and run != "unwind":
             floats += rows * pitch
         most = max(most, floats)
-    return 4 * (most + 2 * _added(problem, run).most_groups)
+    return 4 * (most + 2 * _added(problem, run).most_groups + counters)
 
 
 def workspace_floats(problem: Problem, plan: Plan, run: Run, teams: int) -> dict[str, int]:
@@ -258,8 +262,12 @@ def _common(
 
 
 def _launch(problem: Problem, plan: Plan, run: Run, params: NDArray, places: dict[str, int], teams: int) -> Launch:
+    # A point's sum of several bands comes through memory that only a barrier of all blocks makes seen; chains are not
+    # made for another shot after the first.
+    small = plan.rows <= MOST_CHAINED_ROWS and problem.shots <= MOST_TEAMS
+    chain = plan.team == "cluster" and small and not params["gather"]["several"]
     return Launch(
-        kernel=instance(problem, plan, run),
+        kernel=instance(problem, plan, run, chain=chain),
         team=plan.team,
         call=params,
         grid=(problem.shots, 1) if plan.team == "block" else (plan.blocks, min(teams, MOST_TEAMS)),
