@@ -167,7 +167,7 @@ def simulate(
     from hpfwi.config import load_config
     from hpfwi.experiment import build_experiment, simulated_gathers
     from hpfwi.store.atomic import refuse_unwritable
-    from hpfwi.store.gathers import write_gathers
+    from hpfwi.store.gathers import require_zarr, write_gathers
     from hpfwi.training.settings import require_kind
 
     require_kind(source, training=False)
@@ -175,6 +175,7 @@ def simulate(
     path = out or Path(f"{config.name}.zarr")
     if config.model.true is None:
         raise ConfigError("Simulating gathers needs a true model, and model.true is none; name one with --model PATH.")
+    require_zarr(path)
     refuse_unwritable(path, overwrite=overwrite)
     experiment = build_experiment(config.model_copy(update={"data": config.data.model_copy(update={"observed": None})}))
     console = _console()

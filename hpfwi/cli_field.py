@@ -92,11 +92,12 @@ def gathers(
     """
     from hpfwi import __version__
     from hpfwi.store.atomic import refuse_unwritable
-    from hpfwi.store.gathers import write_shots
+    from hpfwi.store.gathers import require_zarr, write_shots
     from hpfwi.store.segy import open_segy
     from hpfwi.store.segy_records import PRESSURE_CODES, open_records
 
     band = _numbers(band_hz, "--band-hz", 2)
+    require_zarr(out)
     refuse_unwritable(out, overwrite=overwrite)
     with open_segy(source) as file:
         records = open_records(

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from hpfwi.commands import command_on
 from hpfwi.errors import ConfigError
 from hpfwi.inversion.settings import InversionSettings
 from hpfwi.inversion.windows import MuteSettings
@@ -233,8 +234,17 @@ def _read(source: str | Path | None, recipes: Sequence[str]) -> tuple[dict[str, 
             f"{source} does not exist; give a TOML file or one of the recipes {', '.join(recipes)}."
         ) from error
     except OSError as error:
+        if (path / "config.toml").is_file():
+            raise ConfigError(
+                f"{source} is the folder of a run; go on with it by `{command_on('resume', path)}`, or give its "
+                "config.toml for another run like it."
+            ) from error
         raise ConfigError(f"{source} cannot be read ({error.strerror}); give a TOML file or a recipe.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{source} is not text; give a TOML file or a recipe, in which data.observed and model.true name files."
+        ) from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not valid TOML ({error}); correct it there.") from error
 
 

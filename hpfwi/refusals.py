@@ -108,7 +108,7 @@ def _wanted(problem: Mapping[str, Any]) -> str:
         case "bool":
             return "true or false"
         case "tuple" | "list":
-            return "a list"
+            return "a list in brackets, such as [1, 2]"
         case "missing":
             return "a list with more values"
     if kind == "string_type":

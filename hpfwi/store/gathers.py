@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from hpfwi.errors import DataError
+from hpfwi.errors import ConfigError, DataError
 from hpfwi.physics.survey import Survey
 from hpfwi.store.atomic import new_folder
 
@@ -66,6 +66,12 @@ class GathersStore:
                     "zeros to have the shot left out."
                 )
         return gathers
+
+
+def require_zarr(path: Path) -> None:
+    """Raise ConfigError where a path for gathers is named like a file of another kind."""
+    if path.suffix != ".zarr":
+        raise ConfigError(f"{path} has the suffix {path.suffix!r}: gathers are written as a .zarr folder.")
 
 
 def write_gathers(
@@ -155,6 +161,8 @@ def open_gathers(path: str | Path) -> GathersStore:
         raise DataError(
             f"Gathers folder {path} does not exist; give one that `hpfwi data gathers` or `hpfwi simulate` wrote."
         )
+    if path.is_file():
+        raise DataError(f"{path} is a file; give a .zarr folder, as `hpfwi data gathers` makes of SEG-Y records.")
     try:
         group = zarr.open_group(str(path), mode="r")
         attrs = dict(group.attrs)

@@ -53,6 +53,8 @@ def read_model(
         spacing_m = stored_m if spacing_m is None else spacing_m
     elif suffix in (".npy", ".npz"):
         values = _read_numpy(file, key)
+    elif (file / "results.zarr").is_dir():
+        raise DataError(f"{file} is the folder of a run; give {file / 'results.zarr'}:model/inverted for its model.")
     else:
         packed = "; unpack it first" if suffix in (".gz", ".bz2", ".xz", ".zip", ".tar", ".tgz") else ""
         raise DataError(

@@ -107,7 +107,7 @@ def _damage(path: Path) -> Iterator[None]:
 
 def _endian(path: Path) -> Literal["big", "little"]:
     if not path.is_file():
-        raise DataError(f"{path} does not exist or is not a file.")
+        raise DataError(f"{path} does not exist or is no file; give one in SEG-Y or of Seismic Unix (.su).")
     size = path.stat().st_size
     if size < HEADER_BYTES:
         raise DataError(f"{path} has {size} bytes, less than the {HEADER_BYTES} of the SEG-Y headers: it is no SEG-Y.")
@@ -129,7 +129,7 @@ def _endian(path: Path) -> Literal["big", "little"]:
 def _endian_of_bare(path: Path) -> Literal["big", "little"]:
     """The byte order in which the first trace's number of samples makes the file a whole number of traces."""
     if not path.is_file():
-        raise DataError(f"{path} does not exist or is not a file.")
+        raise DataError(f"{path} does not exist or is no file; give one in SEG-Y or of Seismic Unix (.su).")
     size = path.stat().st_size
     with path.open("rb") as file:
         count = file.read(TRACE_HEADER_BYTES)[SAMPLES_OFFSET : SAMPLES_OFFSET + 2]

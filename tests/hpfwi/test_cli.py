@@ -258,6 +258,12 @@ def test_what_is_wrong_is_said_before_there_is_a_folder(
 
 
 def test_the_printed_configuration_is_one(inversion: FakeInversion, tmp_path: Path) -> None:
+    inversion.error = Stopped("Stopped.")
+    refused(75, "invert", "toy.toml")
+    assert "the folder of a run; go on with it by `hpfwi resume runs/toy`, or" in refused(2, "invert", "runs/toy")
+    (tmp_path / "runs" / "toy" / "results.zarr").mkdir()
+    model = refused(3, "plan", "toy.toml", "--model", "runs/toy")
+    assert model.endswith("runs/toy/results.zarr:model/inverted for its model.\n")
     sentence = refused(2, "config", "nope")
     for name in ("refine", *recipe_names(), *training_recipe_names()):
         assert f" {name}" in sentence

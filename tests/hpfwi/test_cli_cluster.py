@@ -220,7 +220,9 @@ def test_a_job_that_would_end_at_once_is_refused(place: Path) -> None:
         family="few",
         physics=dict.fromkeys(PHYSICS),
     )
-    writer.write(0, np.zeros((8, 1, 40, 16), np.float32), np.full((8, 11, 15), 2000, np.float32))
+    draw = np.random.default_rng(0)
+    models = draw.uniform(1500, 4500, (8, 11, 15)).astype(np.float32)
+    writer.write(0, draw.normal(size=(8, 1, 40, 16)).astype(np.float32), models)
     writer.finish()
     few = ["--set", "data.pairs=few.zarr", "--dry-run"]
     assert "fewer than a batch of 20" in refused(2, "submit", "train_inversionnet", *FEW, *few)

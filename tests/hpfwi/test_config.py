@@ -185,7 +185,7 @@ def test_a_file_that_is_not_there_lists_the_recipes(tmp_path: Path) -> None:
 def test_a_folder_or_a_binary_file_is_one_sentence(tmp_path: Path) -> None:
     assert "cannot be read (Is a directory)" in refused(tmp_path)
     (tmp_path / "image.toml").write_bytes(b"\x89PNG\xff\xfe")
-    assert "is not valid TOML" in refused(tmp_path / "image.toml")
+    assert "is not text; give a TOML file" in refused(tmp_path / "image.toml")
 
 
 def test_files_are_found_from_where_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
