@@ -201,11 +201,13 @@ def rate(case: Any, kind: str, ms: float, result: dict[str, Any]) -> str:
 
 
 def last_words(result: dict[str, Any]) -> str:
-    """What a case that failed has printed at last."""
+    """What a case that failed has launched and printed at last."""
     if "failed" not in result:
         return ""
-    lines = result["output"].splitlines()[-LAST_WORDS:]
-    return "".join(f"    {line}\n" for line in [f"FAILED   {result['case']}: {result['failed']}", *lines])
+    lines = result["output"].splitlines()
+    launched = [line for line in lines[:-LAST_WORDS] if line.startswith("launch ")][-1:]
+    lines = [f"FAILED   {result['case']}: {result['failed']}", *launched, *lines[-LAST_WORDS:]]
+    return "".join(f"    {line}\n" for line in lines)
 
 
 def table(lines: list[list[str]]) -> str:

@@ -64,7 +64,7 @@ def _ended(process: subprocess.Popen[bytes]) -> None:
     if process.stdin:
         process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):  # a driver that hangs keeps it
-        process.wait(30)
+        process.wait(10)
 
 
 def limited(most_s: float, left_s: float, share: float) -> float:

@@ -207,6 +207,8 @@ def test_cases_get_ready_together_and_are_timed_alone(tmp_path: Path, monkeypatc
     assert found["hangs"]["failed"] == "stopped after 1 s"
     assert gpu.last_words(found["hangs"]).splitlines()[-1] == "    launch on_chip<4>: (8, 5) blocks"
     assert gpu.last_words(found["good"]) == ""
+    traceback = {"case": "long", "failed": "Error", "output": "launch one\nlaunch two\n" + "File\n" * 40 + "Error"}
+    assert gpu.last_words(traceback).splitlines()[:2] == ["    FAILED   long: Error", "    launch two"]
     assert found["good"]["to"] <= found["better"]["from"]
     assert [one["left out"] for one in gpu.run_cases(names, 1, tmp_path, lambda: 0.1)] == 5 * ["no time is left"]
 
