@@ -23,7 +23,7 @@ JOB_FILE = "job.json"
 """What a job is to run, beside its script."""
 
 app = typer.Typer(
-    help="Run on many nodes of a cluster, or find out beforehand what that would give.",
+    help="Run on many nodes of a cluster, or forecast what it gives.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -55,7 +55,7 @@ def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/demo.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say how a run stands: progress, speed, last checkpoint, time left.
+    """Say how a run stands: progress, speed and time left.
 
     Reads the run's folder alone, so it works from any machine that sees it, while the run goes on and afterwards.
     """
@@ -100,10 +100,11 @@ def submit(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")] = False,
 ) -> None:
-    """Submit a run to SLURM, on a Ray cluster of its own over all nodes of the job.
+    """Submit a run to SLURM.
 
-    Shortly before the wall time the run leaves a checkpoint and the job goes back into the queue, until the run is
-    finished. A lost node costs the work that was in its hands. The exit code of the job is that of the run.
+    It gets a Ray cluster of its own over all nodes of the job. Shortly before the wall time the run leaves a
+    checkpoint and the job goes back into the queue, until the run is finished. A lost node costs the work that was
+    in its hands. The exit code of the job is that of the run.
     """
     from pydantic import ValidationError
 
@@ -196,11 +197,11 @@ def simulate(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
-    """Forecast a run on more workers than there are: time, efficiency, and what failures would cost.
+    """Forecast a run on more workers than there are.
 
-    Virtual workers go through the schedule of the real ones: who gets which item when, what a death sends back, how
-    the sums meet. The times of items are measured here, on this machine's processor; --work item_s=S puts in the time
-    that an item takes on yours.
+    Told are time, efficiency, and what failures would cost. Virtual workers go through the schedule of the real
+    ones: who gets which item when, what a death sends back, how the sums meet. The times of items are measured
+    here, on this machine's processor; --work item_s=S puts in the time that an item takes on yours.
     """
     from dataclasses import asdict
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hpfwi.store.pair_check import Findings
 
 app = typer.Typer(
-    help="Read field records; make, convert, inspect and verify pairs of records and models for training.",
+    help="Read field records; make, convert and check training pairs.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

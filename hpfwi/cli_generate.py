@@ -80,10 +80,10 @@ def generate(
     compress: Compression = Compress.none,
     shard_samples: ShardSamples = None,
 ) -> None:
-    """Make velocity maps of a family and model their records as OpenFWI's were.
+    """Make velocity maps of a family, with their records.
 
-    The same command goes on where it was interrupted, and its result does not depend on the workers. A sample is the
-    same whatever the number of samples.
+    These are modelled as OpenFWI's were. The same command goes on where it was interrupted, and its result does not
+    depend on the workers. A sample is the same whatever the number of samples.
     """
     from hpfwi.synthetic.dataset import DatasetSettings, family_modelling
     from hpfwi.synthetic.families import default_shape
@@ -139,10 +139,11 @@ def slices(
     compress: Compression = Compress.none,
     shard_samples: ShardSamples = None,
 ) -> None:
-    """Cut windows out of a large velocity model and model their records as OpenFWI's were.
+    """Cut windows out of a large velocity model, with their records.
 
-    Without options: the windows of Marmousi II at 1.25 m that AMFMS and its rivals are trained on, 30,926 to train and
-    328 to test, their cells taken as 10 m. The same command goes on where it was interrupted.
+    These are modelled as OpenFWI's were. Without options: the windows of Marmousi II at 1.25 m that AMFMS and its
+    rivals are trained on, 30,926 to train and 328 to test, their cells taken as 10 m. The same command goes on
+    where it was interrupted.
     """
     from hpfwi.synthetic.dataset import modelling_with
     from hpfwi.synthetic.slices import cut_slices, slice_settings

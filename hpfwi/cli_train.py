@@ -262,7 +262,10 @@ def compare(
     split: Annotated[str, typer.Option("--split", help="The evaluation to compare.")] = "test",
     out: Annotated[Path, typer.Option("--out", metavar="PATH.png", help="The figure.")] = Path("comparison.png"),
 ) -> None:
-    """Compare networks that were evaluated on the same samples: one table, one figure."""
+    """Compare networks evaluated on the same samples.
+
+    The result is one table and one figure.
+    """
     from hpfwi.training.compare import as_text
     from hpfwi.training.compare import compare as compare_runs
 
