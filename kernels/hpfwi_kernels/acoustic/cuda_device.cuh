@@ -32,10 +32,13 @@ __device__ inline void cluster_sync() {
 // A wait that has gone on for this long never ends: the launch fails then, so that what hangs is told.
 enum : u64 { LONGEST_WAIT_NS = 10000000000ull };
 
-__device__ inline u64 nanoseconds() {
+// Called after every look that a wait takes. The clock is slow to read: it is read now and then.
+__device__ inline void keep_waiting(u32& looks, u64& since) {
+    if (++looks % 4096) return;
     u64 now;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
-    return now;
+    if (since == 0) since = now;
+    if (now - since > LONGEST_WAIT_NS) __trap();
 }
 
 // Counts the bytes that other blocks of the cluster send to a block. A round ends when all that are expected have come.
@@ -57,14 +60,13 @@ __device__ inline void expect_arrivals(u64* arrivals, u32 bytes) {
 __device__ inline void wait_arrivals(u64* arrivals, bool odd) {
 #if __CUDA_ARCH__ >= 900
     const u32 at = (u32)__cvta_generic_to_shared(arrivals), parity = odd;
-    u32 ended = 0;
+    u32 ended = 0, looks = 0;
     u64 since = 0;
-    while (!ended) {
+    while (true) {
         asm volatile("{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}"
                      : "=r"(ended) : "r"(at), "r"(parity) : "memory");
-        if (ended) break;
-        if (since == 0) since = nanoseconds();
-        if (nanoseconds() - since > LONGEST_WAIT_NS) __trap();
+        if (ended) return;
+        keep_waiting(looks, since);
     }
 #endif
 }
@@ -97,9 +99,9 @@ __device__ inline void blocks_sync(u32* counter, int blocks) {
     if (threadIdx.x == 0) {
         __threadfence();
         const u32 arrived = atomicAdd(counter, 1u), goal = (arrived / blocks + 1) * blocks;
-        const u64 since = nanoseconds();
-        while (*(volatile u32*)counter < goal)
-            if (nanoseconds() - since > LONGEST_WAIT_NS) __trap();
+        u32 looks = 0;
+        u64 since = 0;
+        while (*(volatile u32*)counter < goal) keep_waiting(looks, since);
         __threadfence();
     }
     __syncthreads();
