@@ -231,7 +231,7 @@ def _estimated(common: Estimate, shots: Sequence[int], each: Sequence[Estimate],
 
     silent = [shot for shot, one in enumerate(each) if one.energy == 0]
     worst = sorted(set(range(len(each))) - set(silent), key=lambda shot: each[shot].explained)
-    listed = sorted(worst) if len(each) <= LISTED else worst[:LISTED]
+    listed = sorted(worst) if len(worst) <= LISTED else worst[:LISTED]
     peaks = [peak_frequency_hz(one.wavelet, dt_s) for one in each]
     largest = [float(np.abs(one.wavelet).max()) for one in each]
     return [
@@ -242,7 +242,7 @@ def _estimated(common: Estimate, shots: Sequence[int], each: Sequence[Estimate],
         f"Wavelets     {len(each)} of {length}, peaks at {min(peaks):.3g} to {max(peaks):.3g} Hz, largest amplitudes "
         f"{min(largest):.3g} to {max(largest):.3g} {unit}",
         *([f"Silent       {named(silent)}: the wavelet in common stands in for theirs"] if silent else []),
-        *([f"Of {len(each)} shots the {len(listed)} that are explained worst:"] if len(listed) < len(each) else []),
+        *([f"Of {len(worst)} shots the {len(listed)} that are explained worst:"] if len(listed) < len(worst) else []),
         *(
             f"Shot {shot:<7} {100 * each[shot].explained:.1f} % of {each[shot].traces} traces, peak at "
             f"{peaks[shot]:.3g} Hz, largest amplitude {largest[shot]:.3g} {unit}"
