@@ -92,7 +92,7 @@ class InversionTask:
         self._rms_of_stages = (*band_rms, observed_rms)
         self._stage = self._stages[-1]
         self._listener = self.simulator  # predicts what this stage compares
-        self.shots = [shot for shot in range(survey.shots) if shot not in silent]
+        self.shots = sorted(set(range(survey.shots)) - set(silent))
         self.groups = groups_of_shots(self.shots, config.inversion.shots_per_item)
         self.items_per_iteration = config.inversion.items_per_iteration or len(self.groups)
         self.parameterisation = build_parameterisation(
