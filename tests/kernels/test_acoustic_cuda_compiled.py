@@ -25,7 +25,7 @@ GPUS = {
     "sm_90": cuda.Limits("H100", 132, 227 * 1024, clusters=True),
 }
 RUNS = ("FORWARD, true", "FORWARD, false", "UNWIND, false", "ADJOINT, true", "ADJOINT, false")
-SLACK_BYTES = {"BLOCK": 24, "CLUSTER": 24, "CHAIN": 96, "GRID": 96}
+SLACK_BYTES = {"BLOCK": 32, "CLUSTER": 32, "CHAIN": 96, "GRID": 96}
 """By which instances of an architecture and a way to share a shot differ."""
 SLACK_BYTES_OF_GRIDS = {8: 176}
 """The same for grids, by order."""
